@@ -1,0 +1,1 @@
+"""Benchmarks: counts first, seconds second."""

@@ -1,0 +1,74 @@
+"""picard solves ODEs, SDEs and diffusion samplers parallel in time, on PyTorch."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from picard import presets
+from picard.denoiser import Denoiser, DynamicThreshold, Guidance
+from picard.diffusion import Diffusion
+from picard.errors import (
+    InvalidGridError,
+    InvalidProblemError,
+    MissingDependencyError,
+    NonFiniteError,
+    NotConvergedError,
+    NotSupportedError,
+    PicardError,
+    UnknownMethodError,
+)
+from picard.grid import Levels, Times
+from picard.noise import Noise
+from picard.ode import ODE
+from picard.plan import Integrator, Plan
+from picard.progress import RoundInfo
+from picard.schedule import Schedule
+from picard.sde import SDE
+from picard.sequential import sequential
+from picard.solution import Solution, Stats, Status
+from picard.solve import solve
+from picard.tolerance import FixedRounds, NoiseRatio, RelAbs, Tolerance
+
+__version__ = "0.1.0"
+logging.getLogger("picard").addHandler(logging.NullHandler())
+
+if not Path(__file__).with_name("integrators").is_dir():  # a checkout: the two folders lie beside this one
+    __path__.append(str(Path(__file__).resolve().parent.parent))
+from picard import adapters, integrators
+
+__all__ = [
+    "ODE",
+    "SDE",
+    "Denoiser",
+    "Diffusion",
+    "DynamicThreshold",
+    "FixedRounds",
+    "Guidance",
+    "Integrator",
+    "InvalidGridError",
+    "InvalidProblemError",
+    "Levels",
+    "MissingDependencyError",
+    "Noise",
+    "NoiseRatio",
+    "NonFiniteError",
+    "NotConvergedError",
+    "NotSupportedError",
+    "PicardError",
+    "Plan",
+    "RelAbs",
+    "RoundInfo",
+    "Schedule",
+    "Solution",
+    "Stats",
+    "Status",
+    "Times",
+    "Tolerance",
+    "UnknownMethodError",
+    "adapters",
+    "integrators",
+    "presets",
+    "sequential",
+    "solve",
+]

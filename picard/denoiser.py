@@ -1,0 +1,184 @@
+"""The denoiser: any diffusion network, turned into a prediction of the clean data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
+from picard.schedule import Schedule
+from picard.shapes import Float
+
+Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
+_PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow")
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho and Salimans, 2022), computed as one doubled batch.
+
+    Attributes:
+        scale: guidance scale w; the output is `uncond + w * (cond - uncond)`.
+        uncond: conditioning of the unconditional half, named and shaped as the problem's `cond`.
+        rescale: share of the rescaling that keeps the conditional output's standard deviation (Lin et al., 2024, 3.4).
+    """
+
+    scale: float
+    uncond: Mapping[str, Any] = field(default_factory=dict)
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the share."""
+        if not 0 <= self.rescale <= 1:
+            msg = f"guidance rescale must be between 0 and 1; given {self.rescale}"
+            raise InvalidProblemError(msg)
+
+    def combine(self, uncond: Tensor, cond: Tensor) -> Tensor:
+        """Combine the two halves of the network's output, each (rows, *state)."""
+        guided = uncond + self.scale * (cond - uncond)
+        if not self.rescale:
+            return guided
+        dims = tuple(range(1, cond.ndim))
+        matched = guided * (cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
+        return self.rescale * matched + (1 - self.rescale) * guided
+
+
+@dataclass(frozen=True)
+class DynamicThreshold:
+    """Dynamic thresholding of the data prediction (Saharia et al., 2022, sec. 2.3).
+
+    Attributes:
+        ratio: quantile of the absolute values of one row.
+        most: largest threshold; the smallest is 1.
+    """
+
+    ratio: float = 0.995
+    most: float = 1.0
+
+    def __call__(self, data: Tensor) -> Tensor:
+        """Clamp every row to its own quantile and divide by it."""
+        flat = data.flatten(1).float() if data.dtype in (torch.float16, torch.bfloat16) else data.flatten(1)
+        limit = torch.quantile(flat.abs(), self.ratio, dim=1).clamp(1.0, max(self.most, 1.0)).to(data.dtype)
+        limit = limit.reshape(-1, *[1] * (data.ndim - 1))
+        return data.clamp(-limit, limit) / limit
+
+
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """A diffusion network with its schedule and its kind of prediction.
+
+    Attributes:
+        model: called as `model(x, t, **cond)` with x (rows, *state) and t (rows,); returns (rows, *state).
+        schedule: the noise levels the network was trained on.
+        prediction: what the network predicts: the noise `epsilon`, the clean `sample`, `v_prediction` (Salimans and
+            Ho, 2022, alpha * noise - sigma * data) or the `flow` velocity noise - data.
+        clip: bound of the data prediction: a number c clamps it to [-c, c]; `DynamicThreshold()` or any function of
+            the data prediction works as well.
+        guidance: classifier-free guidance.
+
+    Raises:
+        InvalidProblemError: if an argument has the wrong form.
+    """
+
+    model: Callable[..., Tensor]
+    schedule: Schedule
+    prediction: Prediction = field(default="epsilon", kw_only=True)
+    clip: float | Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True)
+    guidance: Guidance | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if not callable(self.model):
+            msg = f"the model must be callable as model(x, t, **cond); given {describe(self.model)}"
+            raise InvalidProblemError(msg)
+        if not isinstance(self.schedule, Schedule):
+            msg = (
+                f"the schedule must be a picard.Schedule; given {describe(self.schedule)}: write e.g. Schedule.linear()"
+            )
+            raise InvalidProblemError(msg)
+        if self.prediction not in _PREDICTIONS:
+            msg = f"unknown prediction {self.prediction!r}: {close_match(str(self.prediction), _PREDICTIONS)}"
+            raise InvalidProblemError(msg)
+        if not callable(self.clip) and self.clip is not None and not self.clip > 0:
+            msg = f"clip must be positive, a function of the data prediction, or None; given {describe(self.clip)}"
+            raise InvalidProblemError(msg)
+
+    def check(self, alpha: Tensor) -> None:
+        """Check that the data can be recovered from the prediction at every level.
+
+        Raises:
+            NotSupportedError: if the network predicts noise at a level without signal.
+        """
+        if self.prediction == "epsilon" and not bool((alpha > 0).all()):
+            msg = (
+                "a noise prediction says nothing about the data where alpha is 0, as this schedule's first level is: "
+                "use a network with prediction='v_prediction' or 'sample', or start at a later timestep"
+            )
+            raise NotSupportedError(msg)
+
+    def data(
+        self,
+        x: Float[Tensor, "rows *state"],
+        t: Tensor,
+        scales: Float[Tensor, "rows 2"],
+        cond: Mapping[str, Any],
+        uncond: Mapping[str, Any],
+    ) -> Float[Tensor, "rows *state"]:
+        """Predict the clean data.
+
+        Args:
+            x: noisy states.
+            t: model times.
+            scales: alpha and sigma of every row.
+            cond: the network's keyword arguments, repeated per row.
+            uncond: those of the unconditional half, likewise; used with guidance only.
+
+        Returns:
+            The data prediction, with the dtype of `x`.
+        """
+        output = self._guided(x, t, cond, uncond)
+        wide = scales.reshape(*scales.shape, *[1] * (x.ndim - 1)).to(torch.promote_types(x.dtype, torch.float32))
+        data = self._convert(x, output, wide[:, 0], wide[:, 1]).to(x.dtype)
+        if callable(self.clip):
+            return self.clip(data)
+        return data if self.clip is None else data.clamp(-self.clip, self.clip)
+
+    def _guided(self, x: Tensor, t: Tensor, cond: Mapping[str, Any], uncond: Mapping[str, Any]) -> Tensor:
+        if self.guidance is None:
+            return self._call(x, t, cond)
+        both = {name: _join(uncond.get(name, value), value, len(x)) for name, value in cond.items()}
+        halves = self._call(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        return self.guidance.combine(halves[0], halves[1])
+
+    def _call(self, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
+        output: object = self.model(x, t, **cond)
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            msg = (
+                f"the model must return a tensor shaped as its input {tuple(x.shape)}; it returned {describe(output)}: "
+                "unpack outputs such as `.sample`, and drop learned variance channels, in a small wrapper"
+            )
+            raise InvalidProblemError(msg)
+        return output
+
+    def _convert(self, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        if self.prediction == "sample":
+            return output
+        if self.prediction == "epsilon":
+            return (x - sigma * output) / alpha
+        if self.prediction == "v_prediction":
+            return alpha * x - sigma * output
+        return (x - sigma * output) / (alpha + sigma)
+
+
+def _join(uncond: Any, cond: Any, rows: int) -> Any:
+    if isinstance(cond, Tensor):
+        return torch.cat([uncond, cond]) if cond.ndim and len(cond) == rows else cond
+    if isinstance(cond, Mapping):
+        return {name: _join(uncond[name], value, rows) for name, value in cond.items()}
+    if isinstance(cond, (list, tuple)):
+        return type(cond)(_join(a, b, rows) for a, b in zip(uncond, cond, strict=True))
+    return cond

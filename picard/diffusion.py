@@ -1,0 +1,85 @@
+"""Sampling from diffusion models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from picard.denoiser import Denoiser
+from picard.errors import InvalidGridError, InvalidProblemError, describe
+from picard.grid import Levels
+from picard.noise import Noise
+from picard.problem import Problem, check_cond, check_noise, check_state
+from picard.rows import Rows
+
+
+@dataclass(frozen=True, eq=False)
+class Diffusion(Problem):
+    """Sampling from a diffusion model, from noise to data.
+
+    Attributes:
+        denoiser: the network with its schedule.
+        x_T: start, shape (batch, *state), floating, already scaled by the first level's sigma.
+        noise: the realization for stochastic samplers; without one, a seed is taken from PyTorch's global generator.
+        cond: keyword arguments of the network; tensors whose first dimension is the batch are repeated per row.
+
+    Raises:
+        InvalidProblemError: if an argument has the wrong form.
+    """
+
+    denoiser: Denoiser
+    x_T: Tensor  # noqa: N815  # the field's name for the start of sampling
+    noise: Noise | None = field(default=None, kw_only=True)
+    cond: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the arguments and fix the realization, so that every solve of this problem has the same."""
+        if not isinstance(self.denoiser, Denoiser):
+            msg = f"the denoiser must be a Denoiser; given {describe(self.denoiser)}: write Denoiser(model, schedule)"
+            raise InvalidProblemError(msg)
+        check_state("x_T", self.x_T)
+        object.__setattr__(self, "cond", check_cond(self.cond))
+        object.__setattr__(self, "noise", Noise.from_generator() if self.noise is None else check_noise(self.noise))
+        unknown = set(self._uncond()) - set(self.cond)
+        if unknown:
+            msg = f"guidance's uncond must name entries of cond; given {sorted(unknown)}, cond has {sorted(self.cond)}"
+            raise InvalidProblemError(msg)
+
+    @property
+    def x0(self) -> Tensor:  # type: ignore[override]  # read-only here, as the whole object is
+        """Start of sampling."""
+        return self.x_T
+
+    def points(self, grid: Any) -> Levels:
+        """List the noise levels of a number of steps, or of given timesteps."""
+        if not isinstance(grid, (int, Tensor)) or isinstance(grid, bool):
+            msg = f"a diffusion model's grid must be a number of steps or a tensor of timesteps; given {describe(grid)}"
+            raise InvalidGridError(msg)
+        levels = self.denoiser.schedule.levels(grid)
+        self.denoiser.check(levels.alpha[:-1])
+        return levels
+
+    def time_dtype(self, grid: Any) -> torch.dtype:
+        """Return int64 for training steps, the state's dtype for continuous time."""
+        return torch.int64 if self.denoiser.schedule.discrete else self.x_T.dtype
+
+    def conditioning(self) -> Mapping[str, Any]:
+        """Return the network's keyword arguments for both halves of guidance."""
+        return {"cond": self.cond, "uncond": self._uncond()} if self.cond else {}
+
+    def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        """Evaluate the data prediction."""
+        both = rows.cond.tensors()
+        if rows.scales is None:
+            msg = "a diffusion method's plan must carry `scales`, the alpha and sigma of every node"
+            raise InvalidProblemError(msg)
+        data = self.denoiser.data(rows.x, rows.t, rows.scales, both.get("cond", {}), both.get("uncond", {}))
+        return data, None
+
+    def _uncond(self) -> Mapping[str, Any]:
+        guidance = self.denoiser.guidance
+        return {} if guidance is None else guidance.uncond

@@ -1,0 +1,91 @@
+"""Errors, each saying what must hold, what was given, and what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from picard.solution import Solution
+
+
+class PicardError(Exception):
+    """Base class of every error this library raises on purpose."""
+
+
+class InvalidProblemError(PicardError, ValueError):
+    """A problem, a drift's output, a noise or an option does not have the form it must have."""
+
+
+class InvalidGridError(PicardError, ValueError):
+    """A time grid is empty, not monotone, of the wrong dtype, or says no step size."""
+
+
+class UnknownMethodError(PicardError, ValueError):
+    """A method name is not registered."""
+
+
+class NotSupportedError(PicardError, NotImplementedError):
+    """A combination is meaningful but this library does not offer it."""
+
+
+class MissingDependencyError(PicardError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"this needs the package `{package}`, which is not installed: pip install 'torch-picard[{extra}]'"
+        )
+
+
+class NotConvergedError(PicardError, RuntimeError):
+    """The solve stopped before every step converged; `solution` holds what was reached."""
+
+    def __init__(self, message: str, solution: Solution) -> None:
+        super().__init__(message)
+        self.solution = solution
+
+
+class NonFiniteError(PicardError, ArithmeticError):
+    """The model returned a non-finite value at a state that is already exact, so the sequential solver meets it too.
+
+    Attributes:
+        round: the round (or, in a sequential solve, the model call) it happened in, counted from 1.
+        step: the step of the grid, counted from 0.
+        time: the time given to the model.
+        sample: the index in the batch.
+        where: `"drift"` if the model's value is at fault, `"state"` if the step from it overflows.
+        solution: what was solved before.
+    """
+
+    def __init__(
+        self, *, round_number: int, step: int, time: float, sample: int, where: str, solution: Solution
+    ) -> None:
+        advice = {
+            "drift": "check the model at this input",
+            "state": "the step overflows: use more steps, a wider dtype or another method",
+        }[where]
+        super().__init__(
+            f"the {where} must be finite; it is not at step {step} (time {time:g}) of sample {sample}, "
+            f"in round {round_number}: {advice}"
+        )
+        self.round, self.step, self.time, self.sample, self.where = round_number, step, time, sample, where
+        self.solution = solution
+
+
+def describe(value: object) -> str:
+    """Describe a value for a message: shapes and dtypes of tensors, never their numbers."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def close_match(name: str, choices: Iterable[str]) -> str:
+    """Say which name was probably meant, and list all of them."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}known: {', '.join(known)}"

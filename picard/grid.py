@@ -1,0 +1,118 @@
+"""Grids: the points a method steps over, times for ODEs and SDEs, noise levels for diffusion models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from picard.errors import InvalidGridError, describe
+
+NoiseKind = Literal["none", "additive", "multiplicative"]
+
+
+@dataclass(frozen=True, eq=False)
+class Times:
+    """A monotone time grid, increasing or decreasing.
+
+    Attributes:
+        values: grid points, shape (steps + 1,), float64, on the CPU.
+        noise: whether Brownian noise enters the drift, and whether its strength depends on the state.
+    """
+
+    values: Tensor
+    noise: NoiseKind = "none"
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """Noise levels `x = alpha * data + sigma * noise`, from the noisiest to the cleanest.
+
+    Attributes:
+        timesteps: what the model is given as time at every step, shape (steps,), float64.
+        alpha: signal scale at every grid point, shape (steps + 1,), float64.
+        sigma: noise scale at every grid point, shape (steps + 1,), float64, decreasing relative to `alpha`.
+        straight: whether the path is the straight line of flow matching, alpha = 1 - sigma, whose natural time is
+            `sigma` itself; otherwise the natural time is `sigma / alpha`.
+    """
+
+    timesteps: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    straight: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return self.timesteps.shape[0]
+
+    @property
+    def log_snr(self) -> Tensor:
+        """Half the logarithm of the signal-to-noise ratio, lambda = log(alpha / sigma), infinite where sigma is 0."""
+        return torch.log(self.alpha) - torch.log(self.sigma)
+
+    def posterior_std(self) -> Tensor:
+        """Standard deviation of the ancestral (DDPM posterior) noise of every step, shape (steps,).
+
+        Source: Ho et al., 2020, eq. 7, written for any alpha and sigma.
+        """
+        alpha, sigma, alpha_next, sigma_next = self.alpha[:-1], self.sigma[:-1], self.alpha[1:], self.sigma[1:]
+        added = (sigma**2 - (alpha / alpha_next * sigma_next) ** 2).clamp_min(0)
+        return sigma_next / sigma * added.sqrt()
+
+    def yardstick(self) -> Tensor:
+        """Posterior standard deviation with the zeros of the last steps replaced by the last positive value, (steps,).
+
+        Raises:
+            InvalidGridError: if no step has any noise, so that there is nothing to measure against.
+        """
+        std = self.posterior_std()
+        positive = torch.nonzero(std > 0)
+        if len(positive) == 0:
+            return self.sigma[:-1].clone()
+        last = int(positive[-1])
+        return torch.where(torch.arange(len(std)) > last, std[last], std)
+
+
+def check_times(grid: object) -> Tensor:
+    """Check a time grid and return it as float64 on the CPU.
+
+    Args:
+        grid: one-dimensional floating tensor with at least two strictly monotone, finite points.
+
+    Returns:
+        The points, shape (steps + 1,), float64.
+
+    Raises:
+        InvalidGridError: if the grid is anything else.
+    """
+    fix = "write e.g. torch.linspace(0.0, 1.0, 101)"
+    if not isinstance(grid, Tensor):
+        msg = f"the grid must be a one-dimensional floating tensor of times; given {describe(grid)}: {fix}"
+        raise InvalidGridError(msg)
+    if not grid.is_floating_point():
+        msg = f"the grid must have a floating dtype; given {describe(grid)}: write grid.double()"
+        raise InvalidGridError(msg)
+    if grid.ndim != 1 or grid.numel() < 2:
+        msg = f"the grid must be one-dimensional with at least two points; given {describe(grid)}: {fix}"
+        raise InvalidGridError(msg)
+    if grid.numel() == 2:
+        msg = (
+            "the grid must name every step; two points would be one single step: write "
+            "torch.linspace(t0, t1, steps + 1), or torch.tensor([t0, (t0 + t1) / 2, t1]) for very few"
+        )
+        raise InvalidGridError(msg)
+    values = grid.detach().to("cpu", torch.float64)
+    h = values.diff()
+    if not bool(torch.isfinite(values).all()) or not (bool((h > 0).all()) or bool((h < 0).all())):
+        turns = ~(h * h[0].sign() > 0)
+        bad = int(turns.int().argmax())
+        msg = (
+            "the grid must be finite and strictly increasing or strictly decreasing; given "
+            f"{describe(grid)} with {values[bad]:g} followed by {values[bad + 1]:g} at index {bad}: "
+            "sort it and drop repeats"
+        )
+        raise InvalidGridError(msg)
+    return values

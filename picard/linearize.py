@@ -1,0 +1,120 @@
+"""Linearizations: the slope g in `F(z) ~ F_k + g (z - z_k)`, one number for every node and sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from picard.errors import InvalidProblemError, close_match, describe
+from picard.shapes import Bool, Float
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a window knows about its slopes; every tensor has shape (batch, nodes).
+
+    Attributes:
+        u: step factor at slope 0, from `Plan.factor`.
+        w: change of the step factor per unit of slope.
+        product: inner product of the last two rounds' change of the state and change of the field.
+        square: squared norm of the change of the state.
+        measured: whether the node was evaluated in the round before, and its state has moved since.
+        slope: the slopes of the round before.
+        known: whether those are measured, now or earlier.
+    """
+
+    u: Float[Tensor, "batch nodes"]
+    w: Float[Tensor, "batch nodes"]
+    product: Float[Tensor, "batch nodes"]
+    square: Float[Tensor, "batch nodes"]
+    measured: Bool[Tensor, "batch nodes"]
+    slope: Float[Tensor, "batch nodes"]
+    known: Bool[Tensor, "batch nodes"]
+
+
+@runtime_checkable
+class Linearization(Protocol):
+    """A choice of slopes. It must use every node's own and earlier nodes' evidence only, so that the scheme is causal.
+
+    Attributes:
+        measures: whether it needs `product` and `square`; they are zero otherwise.
+    """
+
+    measures: ClassVar[bool]
+
+    def slopes(self, evidence: Evidence) -> Float[Tensor, "batch nodes"]:
+        """Choose the slope of every node."""
+        ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Take the derivative of every step as the identity: classical Picard iteration, as in ParaDiGMS."""
+
+    measures: ClassVar[bool] = False
+
+    def slopes(self, evidence: Evidence) -> Float[Tensor, "batch nodes"]:
+        """Return the slope that makes the step factor one."""
+        return _slope_of(torch.ones_like(evidence.u), evidence)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Take the field as constant: the linear part of the recurrence is exact, the field's own slope is zero."""
+
+    measures: ClassVar[bool] = False
+
+    def slopes(self, evidence: Evidence) -> Float[Tensor, "batch nodes"]:
+        """Return zeros."""
+        return torch.zeros_like(evidence.u)
+
+
+@dataclass(frozen=True)
+class Secant:
+    """Measure the slope from the last two rounds: <dz, dF> / <dz, dz>, at no extra evaluation.
+
+    Nodes without two evaluations inherit the step factor of the nearest earlier node that has them.
+
+    Attributes:
+        lower: smallest step factor; smaller ones are raised to it.
+        upper: largest step factor; larger ones are lowered to it.
+    """
+
+    measures: ClassVar[bool] = True
+    lower: float = 0.0
+    upper: float = 1.2
+
+    def slopes(self, evidence: Evidence) -> Float[Tensor, "batch nodes"]:
+        """Return the measured slopes, bounded and inherited."""
+        ratio = evidence.product / torch.where(evidence.measured, evidence.square, 1)
+        slope = torch.where(evidence.measured & torch.isfinite(ratio), ratio, evidence.slope)
+        factor = (evidence.u + evidence.w * slope).clamp(self.lower, self.upper)
+        nodes = torch.arange(factor.shape[1], device=factor.device).expand_as(factor)
+        nearest = torch.where(evidence.known, nodes, -1).cummax(1).values
+        inherited = torch.where(nearest >= 0, factor.gather(1, nearest.clamp_min(0)), evidence.u)
+        return _slope_of(inherited, evidence)
+
+
+def _slope_of(factor: Tensor, evidence: Evidence) -> Tensor:
+    usable = evidence.w != 0
+    return torch.where(usable, (factor - evidence.u) / torch.where(usable, evidence.w, 1), 0)
+
+
+LINEARIZATIONS: dict[str, Linearization] = {"secant": Secant(), "frozen": Frozen(), "identity": Identity()}
+
+
+def resolve_linearization(given: str | Linearization) -> Linearization:
+    """Turn a name into a linearization; an object is returned as it is.
+
+    Raises:
+        InvalidProblemError: if the name is unknown or the object has no `slopes`.
+    """
+    if isinstance(given, str) and given in LINEARIZATIONS:
+        return LINEARIZATIONS[given]
+    if isinstance(given, (str, type)) or not isinstance(given, Linearization):
+        msg = f"unknown linearization {describe(given)}: {close_match(str(given), LINEARIZATIONS)}"
+        raise InvalidProblemError(msg)
+    return given

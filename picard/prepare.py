@@ -1,0 +1,85 @@
+"""Preparation: a problem, a grid and a method become a plan on the state's device. Shared by both solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from picard.errors import InvalidProblemError, describe
+from picard.grid import Levels
+from picard.plan import Integrator, Plan
+from picard.problem import Problem
+from picard.registry import resolve
+from picard.sde import SDE, AbsorbedSDE
+from picard.shapes import Float
+from picard.window import Draw, Tables
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A problem on a grid by a method.
+
+    Attributes:
+        problem: the problem, deterministic: the noise of an SDE is absorbed.
+        plan: the method on the grid.
+        tables: the plan on the state's device.
+        wide: dtype of the computation: the state's, or float32 for half precision.
+        times: times of the grid points, shape (steps + 1,).
+        draw: the noise by (sample, node), if the plan or the field uses any.
+        steps_at: number of whole steps done when a given number of nodes is.
+    """
+
+    problem: Problem
+    plan: Plan
+    tables: Tables
+    wide: torch.dtype
+    times: Float[Tensor, " points"]
+    draw: Draw | None
+    steps_at: Sequence[int]
+
+
+def prepare(problem: Problem | SDE, grid: int | Tensor, method: str | Integrator) -> Prepared:
+    """Check a problem, a grid and a method, and write them as a plan.
+
+    Raises:
+        PicardError: if one of them is not valid; see `solve`.
+    """
+    if isinstance(problem, SDE):
+        problem = problem.absorb(grid)  # type: ignore[arg-type]  # absorb says what is wrong with an integer
+    if not isinstance(problem, Problem):
+        msg = f"the problem must be an ODE, an SDE or a Diffusion; given {describe(problem)}"
+        raise InvalidProblemError(msg)
+    points = problem.points(grid)
+    plan = resolve(method).plan(points)
+    x0 = problem.x0
+    wide = torch.promote_types(x0.dtype, torch.float32)
+    tables = Tables.of(plan, x0.new_empty(0, dtype=wide), problem.time_dtype(grid))
+    if isinstance(points, Levels):
+        times = torch.cat([points.timesteps, torch.zeros(1, dtype=torch.float64)])
+    else:
+        times = grid if isinstance(grid, Tensor) else points.values
+    needed = isinstance(problem, AbsorbedSDE) or bool((plan.c != 0).any())
+    done = torch.zeros(plan.nodes + 1, dtype=torch.int64)
+    done[plan.grid_nodes[1:]] = 1
+    return Prepared(
+        problem, plan, tables, wide, times, _drawer(problem, plan, wide) if needed else None, done.cumsum(0).tolist()
+    )
+
+
+def _drawer(problem: Problem, plan: Plan, wide: torch.dtype) -> Draw:
+    """Bind the realization to the plan: noise by node, on the state's device."""
+    noise, shape, device = problem.noise, problem.noise_shape, problem.x0.device
+    if noise is None:
+        msg = "this method adds noise, and the problem has none: give the problem noise=Noise.from_seed(0)"
+        raise InvalidProblemError(msg)
+    noise.check(len(problem.x0), plan.steps, shape)
+    steps = plan.step.tolist()
+
+    def draw(samples: Sequence[int], nodes: Sequence[int]) -> Tensor:
+        drawn = noise.draw(samples, [steps[node] for node in nodes], shape)
+        return drawn.to(wide).to(device, non_blocking=True)
+
+    return draw

@@ -1,0 +1,94 @@
+"""What the solver needs of a problem, and the checks every problem makes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from picard.errors import InvalidProblemError, describe
+from picard.grid import Levels, Times
+from picard.noise import Noise
+from picard.rows import Rows
+
+
+class Problem(ABC):
+    """What the solver needs of a problem: a start, points on its grid, and a field over rows.
+
+    Attributes:
+        x0: initial states, shape (batch, *state), floating.
+        cond: keyword arguments of the model; tensors whose first dimension is the batch are repeated per row.
+        noise: the realization, for problems that have noise.
+    """
+
+    x0: Tensor
+    cond: Mapping[str, Any]
+    noise: Noise | None
+
+    @abstractmethod
+    def points(self, grid: Any) -> Times | Levels:
+        """Check a grid and return its points."""
+
+    @abstractmethod
+    def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        """Evaluate the field at rows.
+
+        Returns:
+            The drift or data prediction, with the shape and dtype of `rows.x`, and the diffusion if noise enters
+            through the field.
+        """
+
+    @abstractmethod
+    def time_dtype(self, grid: Any) -> torch.dtype:
+        """Return the dtype in which the model is given time."""
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of one step's noise of one sample."""
+        return tuple(self.x0.shape[1:])
+
+    def conditioning(self) -> Mapping[str, Any]:
+        """Return everything that is repeated per row."""
+        return self.cond
+
+
+def check_callable(name: str, value: object) -> None:
+    """Check that a function can be called."""
+    if not callable(value):
+        msg = f"{name} must be callable as {name}(t, x, **cond); given {describe(value)}"
+        raise InvalidProblemError(msg)
+
+
+def check_state(name: str, x: object) -> None:
+    """Check the form of initial states."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
+        msg = (
+            f"{name} must be a floating tensor of shape (batch, *state); given {describe(x)}: write {name}[None] for "
+            f"one sample, {name}[:, None] for a batch of numbers, {name}.float() for integers"
+        )
+        raise InvalidProblemError(msg)
+    if x.numel() == 0:
+        msg = f"{name} must hold at least one sample and one number; given {describe(x)}"
+        raise InvalidProblemError(msg)
+    if not bool(torch.isfinite(x).all()):
+        msg = f"{name} must be finite; given {describe(x)} with {int((~torch.isfinite(x)).sum())} non-finite values"
+        raise InvalidProblemError(msg)
+
+
+def check_cond(cond: object) -> dict[str, Any]:
+    """Check conditioning and copy the mapping."""
+    if not isinstance(cond, Mapping) or not all(isinstance(name, str) for name in cond):
+        msg = f"cond must map argument names to values; given {describe(cond)}: write cond=dict(label=label)"
+        raise InvalidProblemError(msg)
+    return dict(cond)
+
+
+def check_noise(noise: object) -> Noise:
+    """Check that noise is a `Noise`."""
+    if not isinstance(noise, Noise):
+        msg = f"noise must be a picard.Noise; given {describe(noise)}: write e.g. Noise.from_seed(0)"
+        raise InvalidProblemError(msg)
+    return noise

@@ -1,0 +1,80 @@
+"""Progress: what a callback is told every round, and the bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor
+
+from picard.errors import MissingDependencyError
+
+
+@dataclass(frozen=True, eq=False)
+class RoundInfo:
+    """One round, as a callback sees it; tensors are views, valid until the callback returns.
+
+    Attributes:
+        round: number of the round, from 1.
+        samples: indices in the batch of the samples that took part.
+        begin: first node of every sample's window.
+        width: nodes every sample evaluated.
+        stride: nodes every sample accepted.
+        converged: grid steps converged, of every sample of the batch.
+        steps: grid steps of the whole solve.
+        rows: rows evaluated this round.
+        change: root mean square change of the state after every node, shape (samples, nodes); entries past a
+            sample's width mean nothing.
+        states: the new states, shape (samples, nodes, *state), likewise.
+    """
+
+    round: int
+    samples: tuple[int, ...]
+    begin: tuple[int, ...]
+    width: tuple[int, ...]
+    stride: tuple[int, ...]
+    converged: tuple[int, ...]
+    steps: int
+    rows: int
+    change: Tensor
+    states: Tensor
+
+
+Callback = Callable[[RoundInfo], object]
+"""Called after every round; a true return value ends the solve and keeps what has converged."""
+
+
+class Progress:
+    """A tqdm bar in steps converged, summed over the batch; it does nothing unless it is enabled."""
+
+    def __init__(self, total: int, *, enabled: bool) -> None:
+        """Open the bar.
+
+        Raises:
+            MissingDependencyError: if it is enabled and tqdm is not installed.
+        """
+        self._bar: Any = None
+        if enabled:
+            try:
+                from tqdm.auto import tqdm
+            except ImportError as error:
+                raise MissingDependencyError("tqdm", "demo") from error
+            self._bar = tqdm(total=total, unit="step")
+
+    def update(self, done: int) -> None:
+        """Show that `done` steps have converged in all."""
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> Self:
+        """Use as a context manager."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()

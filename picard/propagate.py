@@ -1,0 +1,106 @@
+"""Propagation: the recurrence over a window, linearized around stale states and solved as one banded system."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from picard.shapes import Float
+
+
+def step_map(
+    a: Float[Tensor, "batch nodes order"],
+    b: Float[Tensor, "batch nodes order"],
+    z: Float[Tensor, "batch states dims"],
+    values: Float[Tensor, "batch states dims"],
+    forcing: Float[Tensor, "batch nodes dims"] | None,
+) -> Float[Tensor, "batch nodes dims"]:
+    """Apply the recurrence once at every node, from the states as they are: `sum_p a z + sum_p b F + c xi`.
+
+    Args:
+        a: weights of the states, newest first.
+        b: weights of the field values, newest first.
+        z: states from `order - 1` nodes before the first one on, at least nodes + order - 1 of them.
+        values: field values at the same nodes.
+        forcing: the noise `c xi` of every node, if any.
+
+    Returns:
+        The state after every node.
+    """
+    nodes, order = a.shape[1:]
+    after = torch.zeros_like(z[:, :nodes]) if forcing is None else forcing.clone()
+    for p in range(order):
+        past = slice(order - 1 - p, order - 1 - p + nodes)
+        after.addcmul_(a[:, :, p, None], z[:, past]).addcmul_(b[:, :, p, None], values[:, past])
+    return after
+
+
+def response(weights: Float[Tensor, "batch nodes order"]) -> Float[Tensor, "batch nodes nodes"]:
+    """Invert the unit lower-banded system `y[m] - sum_p weights[m, p] y[m-1-p] = r[m]`.
+
+    Args:
+        weights: `weights[:, m, p]` multiplies the unknown p + 1 places before m; those before place 0 are dropped.
+
+    Returns:
+        The inverse, unit lower triangular: column j says how all unknowns answer to r[j].
+    """
+    batch, nodes, order = weights.shape
+    system = torch.eye(nodes, dtype=weights.dtype, device=weights.device).repeat(batch, 1, 1)
+    for p in range(min(order, nodes - 1)):
+        system.diagonal(-1 - p, 1, 2).copy_(-weights[:, 1 + p :, p])
+    identity = torch.eye(nodes, dtype=weights.dtype, device=weights.device).expand(batch, nodes, nodes)
+    return torch.linalg.solve_triangular(system, identity, upper=False, unitriangular=True)
+
+
+def correct(
+    z: Float[Tensor, "batch nodes dims"],
+    mapped: Float[Tensor, "batch nodes dims"],
+    weights: Float[Tensor, "batch nodes order"],
+) -> Float[Tensor, "batch nodes dims"]:
+    """Solve the linearized recurrence for new states.
+
+    Written as `mapped + (inverse - I) residual`: the first new state is exactly the step map of an exact state, and at
+    a fixed point every state is. The inverse is small (nodes x nodes) and meets the states in one matrix product.
+
+    Args:
+        z: stale state after every node; the last one is not used.
+        mapped: step map at the stale states, see `step_map`.
+        weights: derivative of every new state by the states before it, `a + b * slope`.
+
+    Returns:
+        The new state after every node.
+    """
+    inner = mapped.shape[1] - 1
+    if inner == 0:
+        return mapped
+    residual = mapped[:, :inner] - z[:, :inner]
+    finite = torch.isfinite(residual.sum(-1, keepdim=True))
+    residual = torch.where(finite, residual, 0)  # a zero in the matrix must not meet an infinity
+    answer = response(weights).tril(-1)[:, :, :inner]
+    return mapped + torch.bmm(answer, residual)
+
+
+def hold(
+    a: Float[Tensor, "batch nodes order"],
+    b: Float[Tensor, "batch nodes order"],
+    z: Float[Tensor, "batch order dims"],
+    values: Float[Tensor, "batch history dims"],
+    held: Float[Tensor, "batch nodes dims"],
+    forcing: Float[Tensor, "batch nodes dims"] | None,
+) -> Float[Tensor, "batch nodes dims"]:
+    """Run the recurrence on with held field values: the guess for nodes never evaluated.
+
+    Args:
+        a: weights of the states at the new nodes.
+        b: weights of the field values.
+        z: the last `order` states, the newest being the first new node's.
+        values: the `order - 1` field values before the first new node.
+        held: field values assumed at the new nodes.
+        forcing: the noise of the new nodes, if any.
+
+    Returns:
+        The state after every new node.
+    """
+    known = torch.cat([z, torch.zeros_like(held[:, 1:])], 1)
+    right = step_map(a, b, known, torch.cat([values, held], 1), forcing)
+    return torch.bmm(response(a), right)

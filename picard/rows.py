@@ -1,0 +1,156 @@
+"""Rows: the batched model call, one row for every window node of every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from picard.errors import InvalidProblemError, describe
+from picard.shapes import Float, Int
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The input of one model call, every tensor with a leading `rows` dimension.
+
+    Attributes:
+        t: model time, shape (rows,).
+        x: states, shape (rows, *state).
+        cond: conditioning, repeated per row when asked for.
+        scales: (alpha, sigma) per row, for denoisers, shape (rows, 2).
+    """
+
+    t: Tensor
+    x: Tensor
+    cond: RowCond
+    scales: Tensor | None = None
+
+    def part(self, start: int, stop: int) -> Rows:
+        """Return the rows from `start` to `stop`."""
+        if (start, stop) == (0, len(self.x)):
+            return self
+        scales = None if self.scales is None else self.scales[start:stop]
+        return Rows(self.t[start:stop], self.x[start:stop], self.cond.part(start, stop), scales)
+
+
+Field = Callable[[Rows], tuple[Tensor, Tensor | None]]
+"""A problem's field: its value at every row, and its diffusion there if noise enters through the field."""
+
+
+def evaluate(field: Field, rows: Rows, max_rows: int | None) -> tuple[Float[Tensor, "rows *state"], Tensor | None]:
+    """Call the model on all rows, in pieces of at most `max_rows`.
+
+    Args:
+        field: the problem's field.
+        rows: the input.
+        max_rows: rows a call may hold; `None` for no limit. It changes memory, never the result.
+
+    Returns:
+        The field without noise at every row, shape (rows, *state), and its diffusion, if any.
+
+    Raises:
+        InvalidProblemError: if the model's output has another shape, dtype or device than its input.
+    """
+    count = len(rows.x)
+    size = count if max_rows is None else max_rows
+    pieces = [rows.part(start, min(start + size, count)) for start in range(0, count, size)]
+    parts = [_checked(*field(piece), piece.x) for piece in pieces]
+    if len(parts) == 1:
+        return parts[0]
+    diffusions = [diffusion for _, diffusion in parts if diffusion is not None]
+    return torch.cat([value for value, _ in parts]), torch.cat(diffusions) if diffusions else None
+
+
+def kicked(value: Tensor, diffusion: Tensor | None, noise: Tensor | None) -> Tensor:
+    """Add diffusion times noise to a field's value.
+
+    Args:
+        value: shape (..., *state).
+        diffusion: shape (..., *state) for diagonal noise, else (..., *state, channels); `None` for no noise.
+        noise: increment over the step size, shape (..., *state) or (..., channels).
+    """
+    if diffusion is None or noise is None:
+        return value
+    if diffusion.ndim == value.ndim:
+        return value + diffusion * noise
+    lead = noise.ndim - 1
+    spread = noise.reshape(*noise.shape[:lead], *[1] * (value.ndim - lead), noise.shape[-1])
+    return value + (diffusion * spread).sum(-1)
+
+
+def _checked(value: object, diffusion: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    same = isinstance(value, Tensor) and (value.shape, value.dtype, value.device) == (x.shape, x.dtype, x.device)
+    if not same or not isinstance(value, Tensor):
+        msg = f"the model must return what it is given: {describe(x)}; it returned {describe(value)}"
+        raise InvalidProblemError(msg)
+    return value, diffusion
+
+
+class Conditioning:
+    """Conditioning tensors of a batch, repeated per row for the model call.
+
+    Tensors whose first dimension is the batch are repeated, also inside dicts, lists and tuples; everything else is
+    passed on as it is. The repeated tensors of the last arrangement of rows are kept and used again.
+    """
+
+    def __init__(self, cond: Mapping[str, Any], batch: int) -> None:
+        self._cond = cond
+        self._batch = batch
+        self._arrangement: object = None
+        self._kept: dict[tuple[int, int], Mapping[str, Any]] = {}
+
+    def of(self, arrangement: object, samples: Int[Tensor, " rows"]) -> RowCond:
+        """Return the conditioning of rows that belong to the given samples; `arrangement` names that tensor."""
+        return RowCond(self, arrangement, samples, 0, len(samples))
+
+    def repeated(self, rows: RowCond) -> Mapping[str, Any]:
+        """Repeat the conditioning for some rows, or find it again."""
+        if not self._cond:
+            return self._cond
+        if rows.arrangement != self._arrangement:
+            self._arrangement, self._kept = rows.arrangement, {}
+        span = (rows.start, rows.stop)
+        if span not in self._kept:
+            samples = rows.samples[rows.start : rows.stop]
+            self._kept[span] = _map_tensors(self._cond, lambda value: self._repeat(value, samples))
+        return self._kept[span]
+
+    def _repeat(self, value: Tensor, samples: Tensor) -> Tensor:
+        if value.ndim == 0 or len(value) != self._batch:
+            return value
+        if self._batch == 1:
+            return value.expand(len(samples), *value.shape[1:])  # no copy
+        return value.index_select(0, samples.to(value.device))
+
+
+@dataclass(frozen=True, eq=False)
+class RowCond:
+    """The conditioning of a run of rows, repeated only when a model asks for it."""
+
+    source: Conditioning
+    arrangement: object
+    samples: Tensor
+    start: int
+    stop: int
+
+    def part(self, start: int, stop: int) -> RowCond:
+        """Return the conditioning of a part of these rows."""
+        return replace(self, start=self.start + start, stop=self.start + stop)
+
+    def tensors(self) -> Mapping[str, Any]:
+        """Return the keyword arguments of the model, every batch tensor repeated per row."""
+        return self.source.repeated(self)
+
+
+def _map_tensors(value: Any, apply: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return apply(value)
+    if isinstance(value, Mapping):
+        return {name: _map_tensors(item, apply) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map_tensors(item, apply) for item in value)
+    return value

@@ -1,0 +1,250 @@
+"""Noise schedules: which noise levels a diffusion model was trained on, and which of them a sampler visits."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from picard.errors import InvalidGridError, InvalidProblemError, close_match, describe
+from picard.grid import Levels
+
+Spacing = Literal["leading", "trailing", "linspace", "karras"]
+_SPACINGS = ("leading", "trailing", "linspace", "karras")
+
+
+class Schedule(ABC):
+    """The noise levels `x = alpha * data + sigma * noise` of a diffusion model; build one by a class method.
+
+    Attributes:
+        discrete: whether the model's time is an integer training step.
+    """
+
+    discrete: bool
+
+    @abstractmethod
+    def levels(self, grid: int | Tensor) -> Levels:
+        """List the levels a sampler visits.
+
+        Args:
+            grid: number of steps, or the decreasing times themselves, shape (steps,): training steps for a discrete
+                schedule, values of sigma for a continuous one. The final, clean level is added.
+
+        Returns:
+            The levels, noisiest first.
+
+        Raises:
+            InvalidGridError: if the number of steps or the times do not fit the schedule.
+        """
+
+    @staticmethod
+    def from_alphas_cumprod(
+        alphas_cumprod: Tensor,
+        *,
+        spacing: Spacing = "leading",
+        steps_offset: int = 0,
+        final: Literal["data", "first"] = "data",
+    ) -> TrainedSchedule:
+        """Take the cumulative products of a trained variance-preserving model: alpha^2 = alphas_cumprod.
+
+        Args:
+            alphas_cumprod: shape (training steps,), decreasing, all in (0, 1].
+            spacing: how a number of steps becomes training steps: `leading`, `trailing`, `linspace` as Diffusers
+                names them, or `karras`, spaced by Karras et al. (2022) eq. 5 within the trained range.
+            steps_offset: added to the training steps of `leading`.
+            final: the level after the last step, clean `data` (sigma = 0) or that of the `first` training step.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            InvalidProblemError: if a value is outside (0, 1] or an option is unknown.
+        """
+        return TrainedSchedule(alphas_cumprod, spacing, steps_offset, final)
+
+    @staticmethod
+    def linear(
+        train_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, *, spacing: Spacing = "leading"
+    ) -> TrainedSchedule:
+        """Build the linear schedule of DDPM (Ho et al., 2020)."""
+        betas = torch.linspace(beta_start, beta_end, train_steps, dtype=torch.float64)
+        return TrainedSchedule(torch.cumprod(1 - betas, 0), spacing)
+
+    @staticmethod
+    def scaled_linear(
+        train_steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012, *, spacing: Spacing = "leading"
+    ) -> TrainedSchedule:
+        """Build the schedule of latent diffusion (Rombach et al., 2022): the square root of beta is linear."""
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, train_steps, dtype=torch.float64) ** 2
+        return TrainedSchedule(torch.cumprod(1 - betas, 0), spacing)
+
+    @staticmethod
+    def cosine(train_steps: int = 1000, *, max_beta: float = 0.999, spacing: Spacing = "leading") -> TrainedSchedule:
+        """Build the squared-cosine schedule (Nichol and Dhariwal, 2021), betas capped at `max_beta`."""
+        u = torch.linspace(0, 1, train_steps + 1, dtype=torch.float64)
+        bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = (1 - bar[1:] / bar[:-1]).clamp_max(max_beta)
+        return TrainedSchedule(torch.cumprod(1 - betas, 0), spacing)
+
+    @staticmethod
+    def karras(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> SigmaSchedule:
+        """Build the schedule of Karras et al. (2022), eq. 5: alpha = 1, the model's time is sigma."""
+        return SigmaSchedule("karras", sigma_min, sigma_max, rho)
+
+    @staticmethod
+    def flow(shift: float = 1.0, time_scale: float = 1.0) -> SigmaSchedule:
+        """Build the straight path of flow matching, alpha = 1 - sigma (Lipman et al., 2023; Esser et al., 2024).
+
+        Args:
+            shift: resolution shift, sigma -> shift * sigma / (1 + (shift - 1) * sigma).
+            time_scale: the model's time is `time_scale * sigma`, e.g. 1000 for Stable Diffusion 3.
+        """
+        return SigmaSchedule("flow", 0.0, 1.0, shift, time_scale)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedSchedule(Schedule):
+    """A variance-preserving schedule given by its training steps."""
+
+    alphas_cumprod: Tensor
+    spacing: Spacing = "leading"
+    steps_offset: int = 0
+    final: Literal["data", "first"] = "data"
+    discrete = True
+
+    def __post_init__(self) -> None:
+        """Check the values and keep them as float64 on the CPU."""
+        bar = self.alphas_cumprod
+        if not isinstance(bar, Tensor) or bar.ndim != 1 or bar.numel() == 0 or not bar.is_floating_point():
+            msg = f"alphas_cumprod must be a one-dimensional floating tensor; given {describe(bar)}"
+            raise InvalidProblemError(msg)
+        bar = bar.detach().to("cpu", torch.float64)
+        if not bool(((bar > 0) & (bar <= 1)).all()) or not bool((bar.diff() <= 0).all()):
+            msg = (
+                "alphas_cumprod must decrease within (0, 1]; given values from "
+                f"{bar.min():g} to {bar.max():g}: pass torch.cumprod(1 - betas, 0) with every beta in [0, 1)"
+            )
+            raise InvalidProblemError(msg)
+        for name, value, known in (("spacing", self.spacing, _SPACINGS), ("final", self.final, ("data", "first"))):
+            if value not in known:
+                msg = f"unknown {name} {value!r}: {close_match(str(value), known)}"
+                raise InvalidProblemError(msg)
+        object.__setattr__(self, "alphas_cumprod", bar)
+
+    def levels(self, grid: int | Tensor) -> Levels:
+        """List the levels at a number of steps, or at given decreasing training steps."""
+        if isinstance(grid, int) and self.spacing == "karras":
+            return self._karras_levels(_check_steps(grid, len(self.alphas_cumprod)))
+        t = self._timesteps(grid) if isinstance(grid, int) else self._check_timesteps(grid)
+        last = torch.ones(1, dtype=torch.float64) if self.final == "data" else self.alphas_cumprod[:1]
+        bar = torch.cat([self.alphas_cumprod[t], last])
+        return Levels(t.double(), bar.sqrt(), (1 - bar).sqrt())
+
+    def _timesteps(self, steps: int) -> Tensor:
+        train = len(self.alphas_cumprod)
+        _check_steps(steps, train)
+        if self.spacing == "leading":
+            t = torch.arange(steps).flip(0) * (train // steps) + self.steps_offset
+        elif self.spacing == "trailing":
+            t = (train - torch.arange(steps, dtype=torch.float64) * (train / steps)).round().long() - 1
+        else:
+            t = torch.linspace(0, train - 1, steps, dtype=torch.float64).round().long().flip(0)
+        return self._check_timesteps(t)
+
+    def _check_timesteps(self, t: Tensor) -> Tensor:
+        train = len(self.alphas_cumprod)
+        whole = isinstance(t, Tensor) and t.ndim == 1 and t.numel() > 0 and not t.is_complex()
+        t = t.detach().to("cpu", torch.float64) if whole else t
+        if not whole or not bool((t == t.round()).all()) or not bool(((t >= 0) & (t < train)).all()):
+            msg = (
+                f"timesteps must be a one-dimensional tensor of whole training steps within [0, {train}); given "
+                f"{describe(t)}: pass a number of steps, or e.g. torch.arange({train - 1}, -1, -10)"
+            )
+            raise InvalidGridError(msg)
+        if not bool((t.diff() < 0).all()):
+            msg = (
+                f"timesteps must decrease strictly, from noise to data; given {describe(t)}: "
+                "write t.flip(0), or t.unique().flip(0) to drop repeats"
+            )
+            raise InvalidGridError(msg)
+        return t.long()
+
+    def _karras_levels(self, steps: int) -> Levels:
+        sigma = ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
+        visited = karras_sigmas(steps, float(sigma[0]), float(sigma[-1]), 7.0)
+        log_sigma = sigma.log()
+        above = torch.searchsorted(log_sigma, visited.log()).clamp(1, len(sigma) - 1)
+        share = (visited.log() - log_sigma[above - 1]) / (log_sigma[above] - log_sigma[above - 1])
+        t = (above - 1 + share.clamp(0, 1)).round()  # the network knows whole training steps only
+        last = torch.zeros(1, dtype=torch.float64) if self.final == "data" else sigma[:1]
+        scaled = torch.cat([visited, last])
+        alpha = 1 / (1 + scaled**2).sqrt()
+        return Levels(t, alpha, scaled * alpha)
+
+
+@dataclass(frozen=True)
+class SigmaSchedule(Schedule):
+    """A continuous schedule whose time is sigma: Karras (alpha = 1) or flow matching (alpha = 1 - sigma)."""
+
+    kind: Literal["karras", "flow"]
+    sigma_min: float
+    sigma_max: float
+    shape: float
+    time_scale: float = 1.0
+    discrete = False
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0 <= self.sigma_min < self.sigma_max < math.inf or self.shape <= 0 or self.time_scale <= 0:
+            msg = (
+                "a schedule must have 0 <= sigma_min < sigma_max and positive rho, shift and time_scale; "
+                f"given {self.sigma_min:g}, {self.sigma_max:g}, {self.shape:g}, {self.time_scale:g}"
+            )
+            raise InvalidProblemError(msg)
+
+    def levels(self, grid: int | Tensor) -> Levels:
+        """List the levels at a number of steps, or at given decreasing values of sigma; the final sigma is 0."""
+        sigma = self._sigmas(_check_steps(grid, None)) if isinstance(grid, int) else self._check_sigmas(grid)
+        full = torch.cat([sigma, torch.zeros(1, dtype=torch.float64)])
+        flow = self.kind == "flow"
+        return Levels(sigma * self.time_scale, 1 - full if flow else torch.ones_like(full), full, straight=flow)
+
+    def _sigmas(self, steps: int) -> Tensor:
+        if self.kind == "karras":
+            return karras_sigmas(steps, self.sigma_min, self.sigma_max, self.shape)
+        sigma = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]
+        return self.shape * sigma / (1 + (self.shape - 1) * sigma)
+
+    def _check_sigmas(self, sigma: Tensor) -> Tensor:
+        if not isinstance(sigma, Tensor) or sigma.ndim != 1 or sigma.numel() == 0 or not sigma.is_floating_point():
+            msg = (
+                f"sigmas must be a one-dimensional floating tensor; given {describe(sigma)}: or pass a number of steps"
+            )
+            raise InvalidGridError(msg)
+        sigma = sigma.detach().to("cpu", torch.float64)
+        top = 1.0 if self.kind == "flow" else math.inf
+        if not bool((sigma.diff() < 0).all()) or not bool((sigma > 0).all()) or not float(sigma[0]) <= top:
+            msg = (
+                f"sigmas must decrease strictly, stay positive and not exceed {top:g} (the final 0 is added); "
+                f"given {describe(sigma)}"
+            )
+            raise InvalidGridError(msg)
+        return sigma
+
+
+def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
+    """Space noise levels by Karras et al. (2022), eq. 5, from `sigma_max` down to `sigma_min`; shape (steps,)."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    return (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+
+
+def _check_steps(steps: int, most: int | None) -> int:
+    if isinstance(steps, bool) or steps < 1 or (most is not None and steps > most):
+        bound = "at least 1" if most is None else f"between 1 and the {most} training steps"
+        msg = f"the number of steps must be {bound}; given {steps}: write e.g. 50"
+        raise InvalidGridError(msg)
+    return steps

@@ -1,0 +1,103 @@
+"""The sequential reference: the same plan, node after node. It shares no code with the parallel loop."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from picard.errors import NonFiniteError
+from picard.plan import Integrator
+from picard.prepare import prepare
+from picard.problem import Problem
+from picard.progress import Progress
+from picard.rows import Conditioning, Rows, evaluate, kicked
+from picard.sde import SDE
+from picard.solution import Solution, Stats, Status
+from picard.trajectory import Trajectory
+
+
+@torch.no_grad()
+def sequential(
+    problem: Problem | SDE,
+    grid: int | Tensor,
+    *,
+    method: str | Integrator,
+    save: Literal["last", "all"] | Sequence[int] | Tensor = "last",
+    progress: bool = False,
+) -> Solution:
+    """Solve a problem one model call after the other: the reference that `solve` agrees with.
+
+    Args:
+        problem: `ODE`, `SDE` or `Diffusion`.
+        grid: as for `solve`.
+        method: as for `solve`.
+        save: as for `solve`.
+        progress: whether to show a tqdm bar.
+
+    Returns:
+        The solution; one round is one model call on the batch.
+
+    Raises:
+        PicardError: as `solve`, for problems, grids and methods that are not valid.
+        NonFiniteError: if the model returns a non-finite value; carries the solution up to there.
+    """
+    started = time.perf_counter()
+    prepared = prepare(problem, grid, method)
+    plan, tables, x0 = prepared.plan, prepared.tables, prepared.problem.x0
+    batch, samples = len(x0), list(range(len(x0)))
+    conditioning = Conditioning(prepared.problem.conditioning(), batch)
+    trajectory = Trajectory(plan, x0, save)
+    a, b, c = plan.a.tolist(), plan.b.tolist(), plan.c.tolist()
+    states, values = deque([x0.to(prepared.wide)], plan.order), deque[Tensor]([], plan.order)
+    finite = []
+    with Progress(plan.steps * batch, enabled=progress) as bar:
+        for node in range(plan.nodes):
+            rows = Rows(
+                tables.times[node].expand(batch),
+                states[-1].to(x0.dtype),
+                conditioning.of(None, torch.arange(batch)),
+                None if tables.scales is None else tables.scales[node].expand(batch, 2),
+            )
+            value, diffusion = evaluate(prepared.problem.field, rows, None)
+            noise = None if prepared.draw is None else prepared.draw(samples, [node] * batch)
+            value = value.to(prepared.wide)
+            if diffusion is not None and noise is not None:
+                value = kicked(value, diffusion.to(prepared.wide), tables.kick[node] * noise)
+            values.append(value)
+            after = torch.zeros_like(value)
+            for p in range(min(plan.order, node + 1)):
+                after = after + a[node][p] * states[-1 - p] + b[node][p] * values[-1 - p]
+            if noise is not None and diffusion is None:
+                after = after + c[node] * noise
+            states.append(after)
+            finite.append(torch.stack([torch.isfinite(one.flatten(1)).all(1) for one in (value, after)]))
+            trajectory.store(samples, [node] * batch, [1] * batch, after.reshape(batch, 1, -1))
+            bar.update(prepared.steps_at[node + 1] * batch)
+    bad = ~torch.stack(finite).cpu()  # (nodes, value or state, batch): one wait for the device, at the end
+    stats = Stats(plan.nodes, plan.nodes * batch, plan.nodes, batch, 1, 1, time.perf_counter() - started)
+    solution = Solution(
+        prepared.times[trajectory.points],
+        trajectory.ys,
+        trajectory.final,
+        tuple(Status.NON_FINITE if flag else Status.CONVERGED for flag in bad.any(0).any(0).tolist()),
+        (plan.steps,) * batch,
+        torch.zeros(batch, dtype=prepared.wide, device=x0.device),
+        stats,
+        prepared.problem.noise,
+    )
+    if bool(bad.any()):
+        node, where, sample = torch.nonzero(bad)[0].tolist()
+        raise NonFiniteError(
+            round_number=node + 1,
+            step=int(plan.step[node]),
+            time=float(plan.times[node]),
+            sample=sample,
+            where=("drift", "state")[where],
+            solution=solution,
+        )
+    return solution

@@ -1,0 +1,111 @@
+"""What a solve returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from picard.errors import NotConvergedError
+
+if TYPE_CHECKING:
+    from picard.noise import Noise
+
+
+class Status(IntEnum):
+    """How the solve of one sample ended."""
+
+    CONVERGED = 0
+    MAX_ROUNDS = 1
+    STOPPED = 2
+    NON_FINITE = 3
+
+    @property
+    def message(self) -> str:
+        """Say in one sentence what happened."""
+        return {
+            Status.CONVERGED: "every step agrees with the sequential solver within the tolerance",
+            Status.MAX_ROUNDS: "max_rounds was reached before every step converged: raise it, or loosen the tolerance",
+            Status.STOPPED: "the callback stopped the solve",
+            Status.NON_FINITE: "the model returned a non-finite value at an exact state",
+        }[self]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a solve cost.
+
+    Attributes:
+        rounds: batched model calls one after the other (a call split by `max_rows` counts once).
+        evaluations: rows evaluated, summed over rounds and samples.
+        sequential_evaluations: model calls the sequential solver makes one after the other.
+        batch: number of samples.
+        window: nodes a window may hold.
+        host_syncs: times the host waited for the device.
+        seconds: wall-clock time.
+    """
+
+    rounds: int
+    evaluations: int
+    sequential_evaluations: int
+    batch: int
+    window: int
+    host_syncs: int
+    seconds: float
+
+    @property
+    def speedup_bound(self) -> float:
+        """Sequential model calls per round: the speed-up if a batched call cost no more than a single one."""
+        return self.sequential_evaluations / max(self.rounds, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The result of a solve.
+
+    Attributes:
+        ts: times of `ys`, shape (points,), with the grid's dtype and device; for a diffusion model the model times,
+            and 0 for the data.
+        ys: states at the points to be saved, shape (points, batch, *state); what was not reached repeats the last
+            converged state.
+        final: state at the last grid point, shape (batch, *state).
+        status: how each sample ended.
+        converged: number of grid steps converged, per sample.
+        residual: largest change, root mean square over the state, at which a state was accepted, shape (batch,).
+        stats: what it cost.
+        noise: the realization used, if any; pass it to another problem to have the same path.
+    """
+
+    ts: Tensor
+    ys: Tensor
+    final: Tensor
+    status: tuple[Status, ...]
+    converged: tuple[int, ...]
+    residual: Tensor
+    stats: Stats
+    noise: Noise | None
+
+    @property
+    def success(self) -> bool:
+        """Whether every sample converged."""
+        return all(status is Status.CONVERGED for status in self.status)
+
+    def raise_for_status(self) -> None:
+        """Raise if a sample did not converge.
+
+        Raises:
+            NotConvergedError: it carries this solution.
+        """
+        for sample, status in enumerate(self.status):
+            if status is not Status.CONVERGED:
+                message = f"sample {sample} has {self.converged[sample]} steps converged: {status.message}"
+                raise NotConvergedError(message, self)
+
+    def __repr__(self) -> str:
+        """Show shapes and counts, never values."""
+        return (
+            f"Solution(ys={tuple(self.ys.shape)} {self.ys.dtype}, success={self.success}, rounds={self.stats.rounds}, "
+            f"evaluations={self.stats.evaluations}, speedup_bound={self.stats.speedup_bound:.1f})"
+        )

@@ -1,0 +1,143 @@
+"""Tolerances: how far a state may still move in a round for its window to slide past it."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from picard.errors import InvalidProblemError, NotSupportedError, describe
+from picard.plan import Plan
+from picard.shapes import Float, Int
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """States a round proposes to accept; every tensor has shape (batch, nodes).
+
+    Attributes:
+        size: root mean square of the new state.
+        age: rounds the state has been in the window, this one included.
+        yardstick: the plan's yardstick at the node, or `None`.
+    """
+
+    size: Float[Tensor, "batch nodes"]
+    age: Int[Tensor, "batch nodes"]
+    yardstick: Float[Tensor, "batch nodes"] | None
+
+
+class Tolerance(ABC):
+    """A rule for the largest change (root mean square over the state) at which a state is accepted."""
+
+    @abstractmethod
+    def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
+        """Return the largest acceptable change of every candidate."""
+
+    def check(self, plan: Plan) -> None:
+        """Check that the rule means something for a plan.
+
+        Raises:
+            NotSupportedError: if it does not.
+        """
+
+
+@dataclass(frozen=True)
+class RelAbs(Tolerance):
+    """Accept changes up to `atol + rtol * RMS(state)`; the default for ODEs and SDEs.
+
+    It bounds the distance to the sequential solution on the same grid, not to the exact solution of the equation.
+
+    Attributes:
+        rtol: relative part.
+        atol: absolute part, in units of the state.
+    """
+
+    rtol: float = 1e-4
+    atol: float = 1e-6
+
+    def __post_init__(self) -> None:
+        """Check the signs."""
+        _check_not_negative("rtol", self.rtol)
+        _check_not_negative("atol", self.atol)
+
+    def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
+        """Return `atol + rtol * RMS(state)`."""
+        return self.atol + self.rtol * candidates.size
+
+
+@dataclass(frozen=True)
+class NoiseRatio(Tolerance):
+    """Accept changes up to `tau` times the standard deviation of the step's noise; the default for diffusion models.
+
+    The rule of ParaDiGMS (Shih et al., 2023, sec. 3.2). Deterministic samplers are measured by the posterior noise
+    DDPM would add.
+
+    Attributes:
+        tau: the ratio.
+    """
+
+    tau: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the sign."""
+        _check_not_negative("tau", self.tau)
+
+    def check(self, plan: Plan) -> None:
+        """Refuse plans without a noise scale."""
+        if plan.yardstick is None:
+            msg = "NoiseRatio needs a diffusion model's noise scale, which this problem has not: use RelAbs(rtol, atol)"
+            raise NotSupportedError(msg)
+
+    def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
+        """Return `tau` times the yardstick."""
+        if candidates.yardstick is None:
+            return torch.zeros_like(candidates.size)
+        return self.tau * candidates.yardstick
+
+
+@dataclass(frozen=True)
+class FixedRounds(Tolerance):
+    """Accept every state after a fixed number of rounds in the window, whatever its change: bounded latency.
+
+    Attributes:
+        rounds: the number of rounds, at least 1.
+    """
+
+    rounds: int
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        if self.rounds < 1:
+            msg = f"FixedRounds needs at least one round; given {self.rounds}"
+            raise InvalidProblemError(msg)
+
+    def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
+        """Return infinity for states old enough, zero for others."""
+        return torch.where(candidates.age >= self.rounds, math.inf, 0.0).to(candidates.size.dtype)
+
+
+def resolve_tolerance(given: float | Tolerance | None, plan: Plan) -> Tolerance:
+    """Turn a number into the problem's usual rule at that value, `None` into its default.
+
+    Raises:
+        InvalidProblemError: if it is neither, or negative.
+        NotSupportedError: if the rule means nothing for the plan.
+    """
+    if given is None:
+        return RelAbs() if plan.yardstick is None else NoiseRatio()
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        return RelAbs(given, given) if plan.yardstick is None else NoiseRatio(given)
+    if not isinstance(given, Tolerance):
+        msg = f"tolerance must be a number, or a rule such as NoiseRatio(0.1); given {describe(given)}"
+        raise InvalidProblemError(msg)
+    given.check(plan)
+    return given
+
+
+def _check_not_negative(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        msg = f"{name} must be finite and not negative; given {value}"
+        raise InvalidProblemError(msg)

@@ -1,0 +1,84 @@
+"""The part of a trajectory that a solve keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from picard.errors import InvalidProblemError, close_match, describe
+from picard.plan import Plan
+from picard.shapes import Float
+
+
+class Trajectory:
+    """States at the grid points to be saved, filled as nodes are accepted.
+
+    The last grid point is always kept, whether it is asked for or not.
+
+    Attributes:
+        points: indices of the grid points asked for, ascending.
+        states: states at these and the last, shape (points, batch, *state).
+    """
+
+    def __init__(self, plan: Plan, x0: Float[Tensor, "batch *state"], save: str | Sequence[int] | Tensor) -> None:
+        """Make room for the points to be saved, all holding the initial state."""
+        self.points = check_save(save, plan.steps)
+        kept = self.points if self.points[-1] == plan.steps else [*self.points, plan.steps]
+        self.states = x0.expand(len(kept), *x0.shape).clone()
+        self._slot = {node: slot for slot, node in enumerate(plan.grid_nodes[kept].tolist())}
+
+    @property
+    def ys(self) -> Float[Tensor, "points batch *state"]:
+        """States at the points asked for."""
+        return self.states[: len(self.points)]
+
+    @property
+    def final(self) -> Float[Tensor, "batch *state"]:
+        """State at the last grid point."""
+        return self.states[-1]
+
+    def store(self, samples: Sequence[int], begin: Sequence[int], stride: Sequence[int], states: Tensor) -> None:
+        """Keep the accepted states, `states[i, j]` being the state of sample i at node `begin[i] + 1 + j`."""
+        found = [
+            (self._slot[node], sample, i, node - begin[i] - 1)
+            for i, sample in enumerate(samples)
+            for node in self._accepted(begin[i], stride[i])
+        ]
+        if found:
+            slots, chosen, rows, nodes = torch.tensor(found).to(states.device, non_blocking=True).unbind(1)
+            self.states[slots, chosen] = states[rows, nodes].to(self.states.dtype).unflatten(1, self.states.shape[2:])
+
+    def _accepted(self, begin: int, stride: int) -> list[int]:
+        if len(self._slot) == 1:  # the usual case, in which only the last node counts
+            return [node for node in self._slot if begin < node <= begin + stride]
+        return [node for node in range(begin + 1, begin + stride + 1) if node in self._slot]
+
+    def repeat(self, sample: int, node: int, state: Float[Tensor, " dims"]) -> None:
+        """Fill a sample's points past `node` with the state there, the last one that converged."""
+        later = [slot for at, slot in self._slot.items() if at > node]
+        self.states[later, sample] = state.to(self.states.dtype).reshape(self.states.shape[2:])
+
+
+def check_save(save: str | Sequence[int] | Tensor, steps: int) -> list[int]:
+    """Turn `"last"`, `"all"` or indices of grid points into ascending indices.
+
+    Raises:
+        InvalidProblemError: if it is anything else, or an index is outside the grid.
+    """
+    if isinstance(save, str):
+        if save not in ("last", "all"):
+            msg = f"unknown save {save!r}: {close_match(save, ('last', 'all'))}, or indices of grid points"
+            raise InvalidProblemError(msg)
+        return [steps] if save == "last" else list(range(steps + 1))
+    points = save.tolist() if isinstance(save, Tensor) else list(save)
+    whole = all(isinstance(point, int) and -steps - 1 <= point <= steps for point in points)
+    if not points or not whole:
+        msg = f"save must be 'last', 'all' or indices within the {steps + 1} grid points; given {describe(save)}"
+        raise InvalidProblemError(msg)
+    points = [point % (steps + 1) for point in points]
+    if points != sorted(set(points)):
+        msg = f"indices to save must ascend without repeats; given {describe(save)}"
+        raise InvalidProblemError(msg)
+    return points
