@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import picard
+from picard.schedule import TrainedSchedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ class Benchmark:
 
     name: str
     mixture: GaussianMixture
-    schedule: picard.schedule.TrainedSchedule
+    schedule: TrainedSchedule
     method: str
     steps: int
     window: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
 
@@ -68,7 +68,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Progress:  # noqa: PYI034  # beartype cannot read Self on a method
         """Use as a context manager."""
         return self
 

@@ -12,7 +12,7 @@ def step_map(
     a: Float[Tensor, "batch nodes order"],
     b: Float[Tensor, "batch nodes order"],
     z: Float[Tensor, "batch states dims"],
-    values: Float[Tensor, "batch states dims"],
+    values: Float[Tensor, "batch evaluated dims"],
     forcing: Float[Tensor, "batch nodes dims"] | None,
 ) -> Float[Tensor, "batch nodes dims"]:
     """Apply the recurrence once at every node, from the states as they are: `sum_p a z + sum_p b F + c xi`.
@@ -21,7 +21,7 @@ def step_map(
         a: weights of the states, newest first.
         b: weights of the field values, newest first.
         z: states from `order - 1` nodes before the first one on, at least nodes + order - 1 of them.
-        values: field values at the same nodes.
+        values: field values at the same nodes, at least nodes + order - 1.
         forcing: the noise `c xi` of every node, if any.
 
     Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ Draw = Callable[[Sequence[int], Sequence[int]], Tensor]
 """Noise of the pairs (sample of the batch, node), on the state's device and in its dtype."""
 
 
+@runtime_checkable
 class Guess(Protocol):
     """A supplier of starting states for nodes that enter a window."""
 
@@ -56,7 +57,7 @@ class Guess(Protocol):
         self,
         window: Window,
         known: Float[Tensor, "batch slots dims"],
-        values: Float[Tensor, "batch slots dims"],
+        values: Float[Tensor, "batch evaluated dims"],
         old_begin: Sequence[int],
         end: Sequence[int],
         count: int,

@@ -10,6 +10,7 @@ import argparse
 import copy
 import math
 import time
+from typing import Any, cast
 
 import torch
 from diffusers import DDPMScheduler
@@ -20,7 +21,7 @@ from sklearn.datasets import load_digits
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
     """Load the 1,797 images scaled to [-1, 1], shape (1797, 1, 8, 8), and their labels."""
-    data = load_digits()
+    data: Any = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1
     return images, torch.tensor(data.target)
 
@@ -39,7 +40,7 @@ def train(minutes: float, batch: int = 64, peak_rate: float = 2e-3, seed: int = 
         t = torch.randint(TRAIN_STEPS, (batch,))
         label = torch.where(torch.rand(batch) < 0.1, ANY_DIGIT, labels[pick])
         noise = torch.randn(batch, 1, 8, 8)
-        noisy = scheduler.add_noise(images[pick], noise, t)
+        noisy = scheduler.add_noise(images[pick], noise, cast("Any", t))
         loss = torch.nn.functional.mse_loss(epsilon(unet, noisy, t, label), noise)
         for group in optimizer.param_groups:
             group["lr"] = peak_rate * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,32 @@
+"""What every test gets: a Hypothesis profile, one thread per worker, the same random numbers each time."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+from jaxtyping import config
+
+# deadline=None everywhere: the first call of a kernel is slow, and that is no failure.
+settings.register_profile("ci", max_examples=50, deadline=None, derandomize=True)
+settings.register_profile("dev", max_examples=20, deadline=None)
+settings.register_profile("nightly", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+# Tests run in several processes; threads of their own would only fight over the cores. One thread also fixes the order
+# of every sum, so that results are the same on each run.
+torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Seed torch before each test, so that no test depends on which ones ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switch the run-time type checks off, for a test that hands over a wrong type to see what picard itself says."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

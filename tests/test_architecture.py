@@ -1,0 +1,101 @@
+"""The direction of imports and the size of files: integrators and adapters stand on the core, never the reverse."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CORE = sorted((ROOT / "picard").glob("*.py"))
+SATELLITES = sorted(file for folder in ("integrators", "adapters") for file in (ROOT / folder).rglob("*.py"))
+CORE_MODULES = {file.stem for file in CORE} - {"__init__"}
+FACE = ROOT / "picard" / "__init__.py"
+
+MODEL_LIBRARIES = {"diffusers", "diffusion_policy", "torchdiffeq", "torchsde"}
+# What may be imported when picard is: the rest waits until it is used, so that the core works without it.
+ALWAYS_THERE = sys.stdlib_module_names | {"torch", "numpy", "picard"}
+# The one exception: shape annotations, which fall back to plain names where jaxtyping is not installed.
+GUARDED = {"shapes.py": {"jaxtyping"}}
+LONGEST_FILE = 250
+
+each_core_file = pytest.mark.parametrize("file", CORE, ids=lambda file: file.name)
+each_satellite_file = pytest.mark.parametrize("file", SATELLITES, ids=lambda file: f"{file.parent.name}/{file.name}")
+each_file = pytest.mark.parametrize("file", CORE + SATELLITES, ids=lambda file: f"{file.parent.name}/{file.name}")
+
+
+def imported(node: ast.AST, package: str) -> list[str]:
+    """The full dotted names that an import statement asks for; relative ones resolved against `package`."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        kept = package.split(".")[: 1 - node.level or None] if node.level else []
+        base = ".".join([*kept, *([node.module] if node.module else [])])
+        return [f"{base}.{alias.name}" for alias in node.names]
+    return []
+
+
+def at_import_time(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node that runs when the module is imported: not in a function, not under TYPE_CHECKING."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            for otherwise in child.orelse:
+                yield otherwise
+                yield from at_import_time(otherwise)
+            continue
+        yield child
+        yield from at_import_time(child)
+
+
+def names_satellite(name: str) -> bool:
+    return name.removeprefix("picard.").split(".")[0] in {"integrators", "adapters"}
+
+
+@each_core_file
+def test_core_does_not_know_the_satellites(file: Path) -> None:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    imports.sort(key=lambda node: node.lineno)
+    found = [node for node in imports if any(names_satellite(name) for name in imported(node, "picard"))]
+    if file == FACE:  # the face of the package shows them too, after everything that they need
+        assert found == imports[len(imports) - len(found) :]
+    else:
+        assert not found, [ast.unparse(node) for node in found]
+
+
+@each_core_file
+def test_core_knows_no_model_library(file: Path) -> None:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    roots = {name.split(".")[0] for node in ast.walk(tree) for name in imported(node, "picard")}
+    assert not roots & MODEL_LIBRARIES
+
+
+@each_satellite_file
+def test_satellites_import_siblings_and_core_modules_only(file: Path) -> None:
+    """Relative among themselves and absolute to the core: the code is then true in a checkout and in a wheel."""
+    folder = file.relative_to(ROOT).parts[0]
+    package = ".".join(file.relative_to(ROOT).parent.parts)
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for name in imported(node, package):
+            first, _, rest = name.partition(".")
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert first == folder, ast.unparse(node)
+            elif first in {"picard", "integrators", "adapters"}:
+                assert first == "picard", ast.unparse(node)
+                assert rest.split(".")[0] in CORE_MODULES, ast.unparse(node)
+
+
+@each_file
+def test_optional_libraries_wait_until_they_are_used(file: Path) -> None:
+    package = "picard" if file in CORE else f"picard.{file.parent.name}"
+    statements = list(at_import_time(ast.parse(file.read_text(encoding="utf-8"))))
+    roots = {name.split(".")[0] for node in statements for name in imported(node, package)}
+    assert roots <= ALWAYS_THERE | GUARDED.get(file.name, set())
+
+
+@each_file
+def test_files_stay_small(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
