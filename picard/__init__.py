@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from picard import presets
+from picard.certificate import LawCertificate, PathCertificate
 from picard.denoiser import Denoiser, DynamicThreshold, Guidance
 from picard.diffusion import Diffusion
 from picard.errors import (
@@ -28,7 +29,7 @@ from picard.sde import SDE
 from picard.sequential import sequential
 from picard.solution import Solution, Stats, Status
 from picard.solve import solve
-from picard.tolerance import FixedRounds, NoiseRatio, RelAbs, Tolerance
+from picard.tolerance import FixedRounds, NoiseRatio, RelAbs, Tolerance, TotalVariation
 
 __version__ = "0.1.0"
 logging.getLogger("picard").addHandler(logging.NullHandler())
@@ -48,6 +49,7 @@ __all__ = [
     "Integrator",
     "InvalidGridError",
     "InvalidProblemError",
+    "LawCertificate",
     "Levels",
     "MissingDependencyError",
     "Noise",
@@ -55,6 +57,7 @@ __all__ = [
     "NonFiniteError",
     "NotConvergedError",
     "NotSupportedError",
+    "PathCertificate",
     "PicardError",
     "Plan",
     "RelAbs",
@@ -65,6 +68,7 @@ __all__ = [
     "Status",
     "Times",
     "Tolerance",
+    "TotalVariation",
     "UnknownMethodError",
     "adapters",
     "integrators",

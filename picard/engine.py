@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from picard.certify import Certifier
 from picard.linearize import Evidence, Linearization
 from picard.plan import Plan
 from picard.problem import Problem
 from picard.propagate import correct, step_map
 from picard.rows import Conditioning, Rows, evaluate, kicked
 from picard.shapes import Bool, Float, Int
-from picard.tolerance import Candidates, Tolerance
+from picard.tolerance import Candidates, Tolerance, TotalVariation
 from picard.window import Guess, Tables, Window
 
 _FLOOR = 4  # a change of so many units in the last place is rounding: asking for less would crawl a node a round
@@ -32,6 +33,7 @@ class Setup:
     guess: Guess
     window: int
     max_rows: int | None
+    certifier: Certifier | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,32 +71,44 @@ def run_round(setup: Setup, window: Window) -> Outcome:
         forcing = (tables.c[index] * inside)[..., None] * window.noise.flatten(2)
     mapped = step_map(a, b, window.z, window.values, forcing)
     stale = window.z[:, history + 1 :]
-    states = correct(stale, mapped, _weights(a, b, window.slope, history))
+    settled = _settled(setup, window, index, inside, mapped - stale)
+    weights = _weights(a, b, window.slope, history)
+    if settled is None:
+        states = correct(stale, mapped, weights)
+    else:  # settled states stay as they are, and their residual moves nothing after them
+        kept = settled[..., None]
+        states = torch.where(kept, stale, correct(torch.where(kept, mapped, stale), mapped, weights))
     moved = states - stale
     change = moved.square().mean(2).sqrt()
     later = window.values[:, history + 1 :] + window.slope[:, 1:, None] * moved[:, :-1]
     values = torch.cat([window.values[:, : history + 1], later], 1)
-    residual, stride, usable, sound = _accept(setup, window, index, inside, states, change)
+    residual, stride, usable, sound = _accept(setup, window, index, inside, states, change, settled)
     return Outcome(states, values, change, residual, stride, usable, sound)
 
 
 def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> None:
-    """Call the model on the nodes inside their windows and store the field values."""
-    tables, x0, nodes = setup.tables, setup.problem.x0, window.nodes
-    state = tuple(x0.shape[1:])
+    """Call the model on the nodes inside their windows and store the field values.
+
+    States that wait for their certificate are evaluated in the same call.
+    """
+    tables, nodes = setup.tables, window.nodes
     z, sample = window.z[:, window.current()].flatten(0, 1), torch.tensor(window.samples).repeat_interleave(nodes)
     node, place = index.flatten(), None
     if window.width.count(nodes) < len(window.width):
         chosen = torch.tensor([i * nodes + j for i, width in enumerate(window.width) for j in range(width)])
         place = chosen.to(z.device, non_blocking=True)
         z, node, sample = z[place], node[place], sample[chosen]
-    rows = Rows(
-        tables.times[node],
-        z.to(x0.dtype).unflatten(1, state),
-        setup.conditioning.of((tuple(window.samples), tuple(window.width)), sample),
-        None if tables.scales is None else tables.scales[node],
-    )
-    value, diffusion = evaluate(setup.problem.field, rows, setup.max_rows)
+    count, arrangement = len(z), (tuple(window.samples), tuple(window.width))
+    certifier = setup.certifier
+    if certifier is None or certifier.claim is None:
+        value, diffusion = call_model(setup, z, node, sample, arrangement)
+    else:
+        claim = certifier.claim
+        z, node = torch.cat([z, claim.states]), torch.cat([node, claim.nodes])
+        sample = torch.cat([sample.to(z.device), claim.samples])
+        value, diffusion = call_model(setup, z, node, sample, (*arrangement, claim))
+        certifier.check(value[count:].flatten(1).to(z.dtype))
+        value = value[:count]
 
     def spread(given: Tensor) -> Tensor:
         given = given.to(z.dtype)
@@ -111,17 +125,38 @@ def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -
     window.values[:, window.current()] = drift.flatten(2)
 
 
+def call_model(
+    setup: Setup,
+    z: Float[Tensor, "rows dims"],
+    node: Int[Tensor, " rows"],
+    sample: Int[Tensor, " rows"],
+    arrangement: object,
+) -> tuple[Tensor, Tensor | None]:
+    """Evaluate the field at rows given by state, node and sample; `arrangement` names the tensor of samples."""
+    x0, scales = setup.problem.x0, setup.tables.scales
+    rows = Rows(
+        setup.tables.times[node],
+        z.to(x0.dtype).unflatten(1, x0.shape[1:]),
+        setup.conditioning.of(arrangement, sample),
+        None if scales is None else scales[node],
+    )
+    return evaluate(setup.problem.field, rows, setup.max_rows)
+
+
 def _slopes(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes"]:
     """Choose the slope of every node from its last two evaluations."""
     factor = setup.tables.factor[index]
     product = square = torch.zeros_like(window.slope)
     measured = torch.zeros_like(window.known)
-    if setup.linearization.measures:
+    path = setup.certifier is not None and not setup.certifier.law
+    if setup.linearization.measures or path:
         z = window.z[:, window.current()]
         moved, answered = z - window.z_before, window.values[:, window.current()] - window.values_before
         product, square = (moved * answered).sum(2), moved.square().sum(2)
         noticeable = square > (_FLOOR * torch.finfo(z.dtype).eps) ** 2 * z.square().sum(2)
         measured = window.evaluated & noticeable & torch.isfinite(product) & torch.isfinite(square)
+        if path and setup.certifier is not None:
+            setup.certifier.measure(torch.where(measured, answered.square().sum(2) / square, 0))
     window.known = window.known | measured
     evidence = Evidence(factor[..., 0], factor[..., 1], product, square, measured, window.slope, window.known)
     return setup.linearization.slopes(evidence)
@@ -143,6 +178,7 @@ def _accept(
     inside: Bool[Tensor, "batch nodes"],
     states: Float[Tensor, "batch nodes dims"],
     change: Float[Tensor, "batch nodes"],
+    settled: Bool[Tensor, "batch nodes"] | None,
 ) -> tuple[Tensor, list[int], list[int], list[bool]]:
     """Find the longest prefix within the tolerance. The first state is exact; the last may be accepted untested."""
     yardstick = setup.tables.yardstick
@@ -152,11 +188,41 @@ def _accept(
     after = (index + 1).clamp_max(setup.plan.nodes - 1)
     bound = setup.tolerance.bound(Candidates(size, age, None if yardstick is None else yardstick[after]))
     bound = bound + _FLOOR * torch.finfo(states.dtype).eps * size
-    tested = torch.cat([inside[:, 1:], torch.zeros_like(inside[:, :1])], 1)
-    passed = ((change <= bound) & tested).cumprod(1)
+    passed = ((change <= bound) & _tested(setup, index, inside)).cumprod(1).bool() if settled is None else settled
     usable = (torch.isfinite(size) & inside).cumprod(1).sum(1)
     stride = torch.minimum(1 + passed.sum(1), usable)
     sound = torch.isfinite(window.values[:, window.history].sum(1))
-    residual = torch.where(passed.bool(), change, 0).amax(1)
+    residual = torch.where(passed, change, 0).amax(1)
     host = torch.stack([stride, usable, sound.long()]).tolist()  # the round's one wait for the device
     return residual, host[0], host[1], [bool(flag) for flag in host[2]]
+
+
+def _tested(setup: Setup, index: Int[Tensor, "batch nodes"], inside: Bool[Tensor, "batch nodes"]) -> Tensor:
+    """Say after which nodes the state is one that can be tested, and passed: it is in the window, and not the last."""
+    tested = torch.cat([inside[:, 1:], torch.zeros_like(inside[:, :1])], 1)
+    if setup.certifier is None:
+        return tested
+    return tested & ~setup.certifier.exact_only((index + 1).clamp_max(setup.plan.nodes - 1))
+
+
+def _settled(
+    setup: Setup,
+    window: Window,
+    index: Int[Tensor, "batch nodes"],
+    inside: Bool[Tensor, "batch nodes"],
+    residual: Float[Tensor, "batch nodes dims"],
+) -> Bool[Tensor, "batch nodes"] | None:
+    """Say which states are accepted as they stand, if the tolerance looks at the residual and not at the change.
+
+    The residual of a state is minus the defect of the increment that leads to it, so it is certified for nothing.
+    """
+    certifier = setup.certifier
+    if not isinstance(setup.tolerance, TotalVariation) or certifier is None:
+        return None
+    samples = torch.tensor(window.samples).to(index.device, non_blocking=True)
+    square = residual.square().sum(2)
+    share = (index + 1).to(square.dtype) / setup.plan.nodes
+    spent = certifier.kl[samples, None] + certifier.divergence(index, square).cumsum(1)
+    settled = ((spent <= setup.tolerance.budget * share) & _tested(setup, index, inside)).cumprod(1).bool()
+    certifier.add(samples, index, settled, square)
+    return settled

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from picard.certificate import LawCertificate, PathCertificate
 from picard.errors import NotConvergedError
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Solution:
         residual: largest change, root mean square over the state, at which a state was accepted, shape (batch,).
         stats: what it cost.
         noise: the realization used, if any; pass it to another problem to have the same path.
+        certificate: bound on the distance to the sequential solver, if it was asked for.
     """
 
     ts: Tensor
@@ -86,6 +88,7 @@ class Solution:
     residual: Tensor
     stats: Stats
     noise: Noise | None
+    certificate: LawCertificate | PathCertificate | None = None
 
     @property
     def success(self) -> bool:

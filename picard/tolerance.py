@@ -119,6 +119,43 @@ class FixedRounds(Tolerance):
         return torch.where(candidates.age >= self.rounds, math.inf, 0.0).to(candidates.size.dtype)
 
 
+@dataclass(frozen=True)
+class TotalVariation(Tolerance):
+    """Accept states as long as the certified total variation distance to the sequential law stays within `eps`.
+
+    The budget of the certificate, KL <= 2 eps^2 for every sample, is spent evenly over the nodes; what a node leaves
+    is there for later ones. States are accepted by their residual, as they stand, which makes every defect known
+    before it is accepted: the certificate comes out at most `eps` and costs no further evaluation. For stochastic
+    samplers of diffusion models; see `LawCertificate`.
+
+    Attributes:
+        eps: the bound, in (0, 1).
+    """
+
+    eps: float
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0 < self.eps < 1:
+            msg = f"TotalVariation needs a bound within (0, 1); given {self.eps}: write e.g. TotalVariation(0.05)"
+            raise InvalidProblemError(msg)
+
+    def check(self, plan: Plan) -> None:
+        """Refuse plans without noise, whose laws are at distance 0 or 1."""
+        if not bool((plan.c != 0).any()):
+            msg = "TotalVariation needs a stochastic sampler such as ddpm; otherwise use NoiseRatio or RelAbs"
+            raise NotSupportedError(msg)
+
+    @property
+    def budget(self) -> float:
+        """Largest divergence KL at which TV <= sqrt(KL / 2) is at most `eps`."""
+        return 2 * self.eps**2
+
+    def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
+        """Return zero: a change says nothing of the residual."""
+        return torch.zeros_like(candidates.size)
+
+
 def resolve_tolerance(given: float | Tolerance | None, plan: Plan) -> Tolerance:
     """Turn a number into the problem's usual rule at that value, `None` into its default.
 

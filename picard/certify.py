@@ -1,0 +1,165 @@
+"""The certifier: measures, while a solve runs, how far every accepted increment is from the sequential one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from picard.certificate import LawCertificate, PathCertificate
+from picard.errors import NotSupportedError
+from picard.plan import Plan
+from picard.problem import Problem
+from picard.sde import AbsorbedSDE
+from picard.shapes import Bool, Float, Int
+from picard.window import Tables
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """States accepted with a field value that was not evaluated there; the next model call checks it.
+
+    Attributes:
+        samples: index in the batch, shape (claims,).
+        nodes: node, shape (claims,).
+        states: accepted states, shape (claims, dims).
+        values: field values they were accepted with, shape (claims, dims).
+        place: row of the sample among those of the round and position after its window's first node, shape (2, claims).
+        longest: most nodes a sample accepted.
+        begin: first node of every sample's window, shape (batch,).
+        span: nodes accepted, of every sample of the round.
+        of: index in the batch of these samples.
+    """
+
+    samples: Int[Tensor, " claims"]
+    nodes: Int[Tensor, " claims"]
+    states: Float[Tensor, "claims dims"]
+    values: Float[Tensor, "claims dims"]
+    place: Int[Tensor, "2 claims"]
+    longest: int
+    begin: Int[Tensor, " batch"]
+    span: Int[Tensor, " batch"]
+    of: Int[Tensor, " batch"]
+
+
+class Certifier:
+    """Collects the defects of accepted increments, one round after they were accepted.
+
+    Attributes:
+        law: whether the plan has noise, so that the defects bound a law; otherwise they bound a path.
+        claim: states still to be checked.
+        kl: sum of squared defects over twice the squared noise scale, shape (batch,).
+    """
+
+    def __init__(self, problem: Problem, plan: Plan, tables: Tables) -> None:
+        """Start with nothing accepted.
+
+        Raises:
+            NotSupportedError: if the noise enters through the field, where its scale may depend on the state.
+        """
+        if isinstance(problem, AbsorbedSDE):
+            msg = (
+                "a certificate needs noise of a known scale in every step; an SDE's enters through its diffusion: "
+                "certify the ODE or the diffusion model, or compare laws with picard.verify"
+            )
+            raise NotSupportedError(msg)
+        x0, wide = problem.x0, tables.a.dtype
+        batch, dims = len(x0), x0[0].numel()
+        self.plan, self.tables = plan, tables
+        self.law = bool((plan.c != 0).any())
+        self.claim: Claim | None = None
+        self.kl = torch.zeros(batch, dtype=wide, device=x0.device)
+        self.lipschitz = torch.zeros((), dtype=wide, device=x0.device)
+        self._errors = torch.zeros(batch, plan.order - 1, dims, dtype=wide, device=x0.device)
+        self._defect = torch.zeros(0 if self.law else plan.nodes + 1, batch, dtype=wide, device=x0.device)
+
+    def exact_only(self, nodes: Int[Tensor, "batch nodes"]) -> Bool[Tensor, "batch nodes"]:
+        """Say which nodes are passed only with their field evaluated at the accepted state: those without noise."""
+        return (self.tables.c[nodes] == 0) if self.law else torch.zeros_like(nodes, dtype=torch.bool)
+
+    def accept(
+        self,
+        samples: Sequence[int],
+        begin: Sequence[int],
+        stride: Sequence[int],
+        states: Float[Tensor, "batch nodes dims"],
+        values: Float[Tensor, "batch nodes dims"],
+    ) -> None:
+        """Note what a round accepted; the field at every window's first node is exact.
+
+        Args:
+            samples: indices in the batch.
+            begin: first node of every window.
+            stride: nodes accepted.
+            states: state after every node.
+            values: field values assumed there, one node less.
+        """
+        device = states.device
+        found = [(i, j) for i, step in enumerate(stride) for j in range(step - 1)]
+        place = torch.tensor(found, dtype=torch.int64).reshape(-1, 2).T
+        of, first, span = torch.tensor(samples), torch.tensor(begin), torch.tensor(stride)
+        self.claim = Claim(
+            of[place[0]].to(device),
+            (first[place[0]] + 1 + place[1]).to(device),
+            states[place[0], place[1]],
+            values[place[0], place[1]],
+            place.to(device),
+            max(stride),
+            first.to(device),
+            span.to(device),
+            of.to(device),
+        )
+
+    def check(self, evaluated: Float[Tensor, "claims dims"]) -> None:
+        """Compare the claimed field values with those evaluated at the accepted states."""
+        claim, order = self.claim, self.plan.order
+        if claim is None:
+            return
+        self.claim = None
+        longest = claim.longest
+        errors = evaluated.new_zeros(len(claim.of), order - 1 + longest, evaluated.shape[1])
+        errors[:, : order - 1] = self._errors[claim.of]
+        errors[claim.place[0], order + claim.place[1]] = claim.values - evaluated
+        nodes = (claim.begin[:, None] + torch.arange(longest, device=evaluated.device)).clamp_max(self.plan.nodes - 1)
+        b = self.tables.b[nodes]
+        inside = torch.arange(longest, device=evaluated.device) < claim.span[:, None]
+        terms = (b[:, :, p, None] * errors[:, order - 1 - p : order - 1 - p + longest] for p in range(order))
+        self.add(claim.of, nodes, inside, torch.stack(list(terms)).sum(0).square().sum(2))
+        last = claim.span[:, None] + torch.arange(order - 1, device=evaluated.device)
+        self._errors[claim.of] = errors[torch.arange(len(errors), device=evaluated.device)[:, None], last]
+
+    def add(
+        self,
+        samples: Int[Tensor, " batch"],
+        nodes: Int[Tensor, "batch nodes"],
+        inside: Bool[Tensor, "batch nodes"],
+        square: Float[Tensor, "batch nodes"],
+    ) -> None:
+        """Add squared defects of accepted nodes."""
+        if self.law:
+            self.kl[samples] += torch.where(inside, self.divergence(nodes, square), 0).sum(1)
+        else:
+            spare = torch.where(inside, nodes, self.plan.nodes)
+            self._defect[spare, samples[:, None]] = square.sqrt()
+
+    def divergence(
+        self, nodes: Int[Tensor, "batch nodes"], square: Float[Tensor, "batch nodes"]
+    ) -> Float[Tensor, "batch nodes"]:
+        """Divide squared defects by twice the noise's variance; infinite where a step without noise has a defect."""
+        return torch.where(square > 0, square / (2 * self.tables.c[nodes].square()), 0)
+
+    def measure(self, ratio: Float[Tensor, "batch nodes"]) -> None:
+        """Note squared ratios of change of field to change of state."""
+        self.lipschitz = torch.maximum(self.lipschitz, ratio.max().sqrt())
+
+    def void(self, samples: Sequence[int]) -> None:
+        """Give up on samples whose windows were cut short by states that depend on later noise."""
+        self.kl[list(samples)] = torch.inf
+
+    def certificate(self) -> LawCertificate | PathCertificate:
+        """Return the certificate of what was accepted and checked."""
+        if self.law:
+            return LawCertificate(self.kl)
+        return PathCertificate(self._defect[:-1], float(self.lipschitz), self.plan)

@@ -1,0 +1,186 @@
+"""One run of the solver: rounds, counts and what is kept, from the first node to the last."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import torch
+
+from picard.engine import Outcome, Setup, call_model, run_round
+from picard.errors import NonFiniteError
+from picard.guess import Hold
+from picard.prepare import Prepared
+from picard.progress import Callback, Progress, RoundInfo
+from picard.solution import Solution, Stats, Status
+from picard.tolerance import TotalVariation
+from picard.trajectory import Trajectory
+from picard.window import Window
+
+logger = logging.getLogger("picard")
+
+
+class Run:
+    """One solve: its window, its trajectory and its counts."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        prepared: Prepared,
+        trajectory: Trajectory,
+        max_rounds: int | None,
+        callback: Callback | None,
+    ) -> None:
+        batch = len(setup.problem.x0)
+        self.setup, self.prepared, self.trajectory = setup, prepared, trajectory
+        self.max_rounds, self.callback = max_rounds, callback
+        self.started = time.perf_counter()
+        self.window = Window(setup.plan, setup.problem.x0.to(prepared.wide).flatten(1), prepared.draw)
+        self.limit = [setup.window] * batch
+        self.reached = [0] * batch  # nodes accepted, per sample
+        self.status = [Status.CONVERGED] * batch
+        self.residual = torch.zeros(batch, dtype=prepared.wide, device=setup.problem.x0.device)
+        self.rounds = self.evaluations = self.syncs = 0
+        if not isinstance(setup.guess, Hold) and setup.window > 1:
+            start = self.window
+            zeros = [0] * batch
+            start.slide(start.z[:, start.history + 1 :], start.values, zeros, zeros, self.limit, setup.guess)
+
+    def finish(self, bar: Progress, *, throw: bool) -> Solution:
+        """Run round after round until every sample is through, or something ends the solve."""
+        window = self.window
+        while window.samples:
+            if self.rounds == self.max_rounds:
+                self._end(Status.MAX_ROUNDS)
+                break
+            rows = sum(window.width) + self._claims()
+            outcome = run_round(self.setup, window)
+            self.evaluations += rows
+            info = self._record(outcome, rows)
+            if Status.NON_FINITE in self.status and throw:
+                raise self._non_finite(outcome)
+            self._slide(outcome)
+            bar.update(sum(self._steps()))
+            if self.callback is not None and self.callback(info):
+                self._end(Status.STOPPED)
+                break
+        self._check_last_claims()
+        return self._solution()
+
+    def _record(self, outcome: Outcome, rows: int) -> RoundInfo:
+        """Count the round, keep the accepted states, and mark samples whose model failed."""
+        window = self.window
+        self.rounds += 1
+        self.syncs += 1
+        samples = torch.tensor(window.samples).to(self.residual.device, non_blocking=True)
+        self.residual[samples] = torch.maximum(self.residual[samples], outcome.residual)
+        self.trajectory.store(window.samples, window.begin, outcome.stride, outcome.states)
+        self._claim(outcome)
+        for i, sample in enumerate(window.samples):
+            self.reached[sample] += outcome.stride[i]
+            if outcome.usable[i] == 0:
+                self.status[sample] = Status.NON_FINITE
+        info = RoundInfo(
+            round=self.rounds,
+            samples=tuple(window.samples),
+            begin=tuple(window.begin),
+            width=tuple(window.width),
+            stride=tuple(outcome.stride),
+            converged=self._steps(),
+            steps=self.setup.plan.steps,
+            rows=rows,
+            change=outcome.change,
+            states=outcome.states.unflatten(2, self.setup.problem.x0.shape[1:]),
+        )
+        logger.debug("round %d: %d rows, converged %s", info.round, info.rows, info.converged)
+        return info
+
+    def _claim(self, outcome: Outcome) -> None:
+        """Hand what was accepted to the certifier, unless the tolerance has certified it already."""
+        certifier, window = self.setup.certifier, self.window
+        if certifier is None:
+            return
+        if not isinstance(self.setup.tolerance, TotalVariation):
+            states, values = outcome.states, outcome.values[:, window.history + 1 :]
+            certifier.accept(window.samples, window.begin, outcome.stride, states, values)
+        cut = zip(window.samples, outcome.usable, window.width, strict=True)
+        certifier.void([sample for sample, usable, width in cut if usable < width])
+
+    def _claims(self) -> int:
+        certifier = self.setup.certifier
+        return 0 if certifier is None or certifier.claim is None else len(certifier.claim.samples)
+
+    def _check_last_claims(self) -> None:
+        """Evaluate the states accepted in the last round, which no later round has done."""
+        certifier = self.setup.certifier
+        if certifier is None or certifier.claim is None:
+            return
+        claim, count = certifier.claim, self._claims()
+        if count == 0:
+            certifier.check(claim.states)
+            return
+        value, _ = call_model(self.setup, claim.states, claim.nodes, claim.samples, claim)
+        certifier.check(value.flatten(1).to(claim.states.dtype))
+        self.rounds += 1
+        self.evaluations += count
+
+    def _slide(self, outcome: Outcome) -> None:
+        """Slide every window; one with useless nodes is halved, and doubles again with every clean round."""
+        window = self.window
+        states, end, stride = outcome.states, [], list(outcome.stride)
+        for i, sample in enumerate(window.samples):
+            clean = outcome.usable[i] == window.width[i]
+            grown = min(2 * self.limit[sample], self.setup.window)
+            self.limit[sample] = grown if clean else max(1, window.width[i] // 2)
+            end.append(window.begin[i] + outcome.usable[i])
+            if outcome.usable[i] == 0:  # the model failed: leave the sample where it is, and go on without it
+                self._repeat(i)
+                stride[i] = self.setup.plan.nodes
+        if any(usable < width for usable, width in zip(outcome.usable, window.width, strict=True)):
+            states = torch.nan_to_num(states, posinf=0.0, neginf=0.0)
+        window.slide(
+            states, outcome.values, stride, end, [self.limit[sample] for sample in window.samples], self.setup.guess
+        )
+
+    def _repeat(self, i: int) -> None:
+        window = self.window
+        self.trajectory.repeat(window.samples[i], window.begin[i], window.z[i, window.history])
+
+    def _end(self, status: Status) -> None:
+        for i, sample in enumerate(self.window.samples):
+            self.status[sample] = status
+            self._repeat(i)
+
+    def _steps(self) -> tuple[int, ...]:
+        return tuple(self.prepared.steps_at[node] for node in self.reached)
+
+    def _non_finite(self, outcome: Outcome) -> NonFiniteError:
+        window = self.window
+        i = outcome.usable.index(0)
+        node = window.begin[i]
+        for other in range(len(window.samples)):
+            self._repeat(other)
+        return NonFiniteError(
+            round_number=self.rounds,
+            step=int(self.setup.plan.step[node]),
+            time=float(self.setup.plan.times[node]),
+            sample=window.samples[i],
+            where="state" if outcome.sound[i] else "drift",
+            solution=self._solution(),
+        )
+
+    def _solution(self) -> Solution:
+        setup, batch = self.setup, len(self.status)
+        seconds = time.perf_counter() - self.started
+        stats = Stats(self.rounds, self.evaluations, setup.plan.nodes, batch, setup.window, self.syncs, seconds)
+        return Solution(
+            self.prepared.times[self.trajectory.points],
+            self.trajectory.ys,
+            self.trajectory.final,
+            tuple(self.status),
+            self._steps(),
+            self.residual,
+            stats,
+            setup.problem.noise,
+            None if setup.certifier is None else setup.certifier.certificate(),
+        )
