@@ -72,7 +72,8 @@ def run_round(setup: Setup, window: Window) -> Outcome:
     mapped = step_map(a, b, window.z, window.values, forcing)
     stale = window.z[:, history + 1 :]
     settled = _settled(setup, window, index, inside, mapped - stale)
-    weights = _weights(a, b, window.slope, history)
+    inputs = None if tables.inputs is None else tables.inputs[index]
+    weights = _weights(a, b, inputs, window.slope, history)
     if settled is None:
         states = correct(stale, mapped, weights)
     else:  # settled states stay as they are, and their residual moves nothing after them
@@ -92,7 +93,8 @@ def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -
     States that wait for their certificate are evaluated in the same call.
     """
     tables, nodes = setup.tables, window.nodes
-    z, sample = window.z[:, window.current()].flatten(0, 1), torch.tensor(window.samples).repeat_interleave(nodes)
+    window.argument = _argument(setup, window, index)
+    z, sample = window.argument.flatten(0, 1), torch.tensor(window.samples).repeat_interleave(nodes)
     node, place = index.flatten(), None
     if window.width.count(nodes) < len(window.width):
         chosen = torch.tensor([i * nodes + j for i, width in enumerate(window.width) for j in range(width)])
@@ -150,7 +152,7 @@ def _slopes(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> 
     measured = torch.zeros_like(window.known)
     path = setup.certifier is not None and not setup.certifier.law
     if setup.linearization.measures or path:
-        z = window.z[:, window.current()]
+        z = window.argument
         moved, answered = z - window.z_before, window.values[:, window.current()] - window.values_before
         product, square = (moved * answered).sum(2), moved.square().sum(2)
         noticeable = square > (_FLOOR * torch.finfo(z.dtype).eps) ** 2 * z.square().sum(2)
@@ -162,8 +164,21 @@ def _slopes(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> 
     return setup.linearization.slopes(evidence)
 
 
-def _weights(a: Tensor, b: Tensor, slope: Tensor, history: int) -> Float[Tensor, "batch nodes order"]:
+def _argument(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes dims"]:
+    """Return what the field is evaluated at: the states, or their weighted sums."""
+    inputs, history, nodes = setup.tables.inputs, window.history, window.nodes
+    if inputs is None:
+        return window.z[:, window.current()]
+    shifted = (window.z[:, history - p : history - p + nodes] for p in range(history + 1))
+    return torch.stack([inputs[index][:, :, p, None] * z for p, z in enumerate(shifted)]).sum(0)
+
+
+def _weights(
+    a: Tensor, b: Tensor, inputs: Tensor | None, slope: Tensor, history: int
+) -> Float[Tensor, "batch nodes order"]:
     """Derivative of every new state by the `order` states before it; those before the window do not move."""
+    if inputs is not None:
+        return a + (b[:, :, 0] * slope)[..., None] * inputs
     nodes = a.shape[1]
     slope = torch.cat([slope.new_zeros(len(slope), history), slope], 1)
     return torch.stack(

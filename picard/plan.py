@@ -33,6 +33,8 @@ class Plan:
             `NoiseRatio` measures changes; `None` where there is no such scale.
         scales: signal and noise scale (alpha, sigma) at every node, shape (nodes, 2), as a denoiser needs them;
             `None` for plans over times.
+        inputs: weights of the last K states, newest first, whose sum the field is evaluated at instead of the newest
+            state alone, shape (nodes, K); only with `b` zero past its first column. Adjoint plans need it.
     """
 
     times: Tensor
@@ -44,6 +46,7 @@ class Plan:
     kick: Tensor = field(default_factory=lambda: torch.zeros(0))
     yardstick: Tensor | None = None
     scales: Tensor | None = None
+    inputs: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Fill the defaults and check the shapes."""
@@ -66,6 +69,9 @@ class Plan:
             if not bool(torch.isfinite(getattr(self, name)).all()):
                 msg = f"Plan.{name} must be finite; this method has no finite coefficients on this grid or schedule"
                 raise InvalidProblemError(msg)
+        if self.inputs is not None and bool((self.b[:, 1:] != 0).any()):
+            msg = "a plan with `inputs` must use the newest field value only: set b[:, 1:] to zero"
+            raise InvalidProblemError(msg)
         early = torch.arange(order)[None] > torch.arange(nodes)[:, None]
         if bool(((self.a != 0) | (self.b != 0))[early].any()):
             msg = "a plan must not reach before node 0: set a[m, p] and b[m, p] to zero for p > m"

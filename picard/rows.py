@@ -116,7 +116,7 @@ class Conditioning:
         span = (rows.start, rows.stop)
         if span not in self._kept:
             samples = rows.samples[rows.start : rows.stop]
-            self._kept[span] = _map_tensors(self._cond, lambda value: self._repeat(value, samples))
+            self._kept[span] = map_tensors(self._cond, lambda value: self._repeat(value, samples))
         return self._kept[span]
 
     def _repeat(self, value: Tensor, samples: Tensor) -> Tensor:
@@ -146,11 +146,12 @@ class RowCond:
         return self.source.repeated(self)
 
 
-def _map_tensors(value: Any, apply: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(value: Any, apply: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to every tensor inside nested dicts, lists and tuples."""
     if isinstance(value, Tensor):
         return apply(value)
     if isinstance(value, Mapping):
-        return {name: _map_tensors(item, apply) for name, item in value.items()}
+        return {name: map_tensors(item, apply) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_map_tensors(item, apply) for item in value)
+        return type(value)(map_tensors(item, apply) for item in value)
     return value

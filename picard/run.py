@@ -6,6 +6,7 @@ import logging
 import time
 
 import torch
+from torch import Tensor
 
 from picard.engine import Outcome, Setup, call_model, run_round
 from picard.errors import NonFiniteError
@@ -27,19 +28,20 @@ class Run:
         self,
         setup: Setup,
         prepared: Prepared,
+        x0: Tensor,
         trajectory: Trajectory,
         max_rounds: int | None,
         callback: Callback | None,
     ) -> None:
-        batch = len(setup.problem.x0)
+        batch = len(x0)
         self.setup, self.prepared, self.trajectory = setup, prepared, trajectory
         self.max_rounds, self.callback = max_rounds, callback
         self.started = time.perf_counter()
-        self.window = Window(setup.plan, setup.problem.x0.to(prepared.wide).flatten(1), prepared.draw)
+        self.window = Window(setup.plan, x0.to(prepared.wide).flatten(1), prepared.draw)
         self.limit = [setup.window] * batch
         self.reached = [0] * batch  # nodes accepted, per sample
         self.status = [Status.CONVERGED] * batch
-        self.residual = torch.zeros(batch, dtype=prepared.wide, device=setup.problem.x0.device)
+        self.residual = torch.zeros(batch, dtype=prepared.wide, device=x0.device)
         self.rounds = self.evaluations = self.syncs = 0
         if not isinstance(setup.guess, Hold) and setup.window > 1:
             start = self.window

@@ -21,7 +21,6 @@ from picard.solution import Solution, Stats, Status
 from picard.trajectory import Trajectory
 
 
-@torch.no_grad()
 def sequential(
     problem: Problem | SDE,
     grid: int | Tensor,
@@ -53,13 +52,14 @@ def sequential(
     conditioning = Conditioning(prepared.problem.conditioning(), batch)
     trajectory = Trajectory(plan, x0, save)
     a, b, c = plan.a.tolist(), plan.b.tolist(), plan.c.tolist()
+    inputs = [[1.0]] * plan.nodes if plan.inputs is None else plan.inputs.tolist()
     states, values = deque([x0.to(prepared.wide)], plan.order), deque[Tensor]([], plan.order)
     finite = []
     with Progress(plan.steps * batch, enabled=progress) as bar:
         for node in range(plan.nodes):
             rows = Rows(
                 tables.times[node].expand(batch),
-                states[-1].to(x0.dtype),
+                _argument(states, inputs[node]).to(x0.dtype),
                 conditioning.of(None, torch.arange(batch)),
                 None if tables.scales is None else tables.scales[node].expand(batch, 2),
             )
@@ -101,3 +101,11 @@ def sequential(
             solution=solution,
         )
     return solution
+
+
+def _argument(states: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return what the field is evaluated at: the newest state, or a weighted sum of the last ones."""
+    if len(weights) == 1:
+        return states[-1] if weights[0] == 1 else weights[0] * states[-1]
+    terms = [weight * state for weight, state in zip(weights, reversed(states), strict=False)]
+    return torch.stack(terms).sum(0)

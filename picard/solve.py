@@ -12,6 +12,7 @@ from torch import Tensor
 from picard.certify import Certifier
 from picard.engine import Setup
 from picard.errors import InvalidProblemError, describe
+from picard.gradient import differentiation, solve_with_gradient
 from picard.guess import resolve_guess
 from picard.linearize import Linearization, resolve_linearization
 from picard.plan import Integrator
@@ -29,7 +30,6 @@ logger = logging.getLogger("picard")
 _DEFAULT_WINDOW = 64
 
 
-@torch.no_grad()
 def solve(
     problem: Problem | SDE,
     grid: int | Tensor,
@@ -103,9 +103,16 @@ def solve(
         max_rows,
         Certifier(prepared.problem, plan, prepared.tables) if certified else None,
     )
-    run = Run(setup, prepared, Trajectory(plan, prepared.problem.x0, save), max_rounds, callback)
-    with Progress(plan.steps * len(prepared.problem.x0), enabled=progress) as bar:
-        solution = run.finish(bar, throw=throw)
+
+    def run(x0: Tensor, trajectory: Trajectory) -> Solution:
+        with torch.no_grad(), Progress(plan.steps * len(x0), enabled=progress) as bar:
+            return Run(setup, prepared, x0, trajectory, max_rounds, callback).finish(bar, throw=throw)
+
+    by = differentiation(setup, prepared) if torch.is_grad_enabled() else None
+    if by is not None and (by.inputs or prepared.problem.x0.requires_grad):
+        solution = solve_with_gradient(setup, prepared, save, by, run)
+    else:
+        solution = run(prepared.problem.x0, Trajectory(plan, prepared.problem.x0, save))
     logger.info("%r", solution)
     if throw and Status.STOPPED not in solution.status:
         solution.raise_for_status()

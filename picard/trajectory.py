@@ -19,20 +19,33 @@ class Trajectory:
 
     Attributes:
         points: indices of the grid points asked for, ascending.
-        states: states at these and the last, shape (points, batch, *state).
+        states: states at these and the last, or at every node, shape (kept, batch, *state).
+        slots: where in `states` the points asked for are.
     """
 
-    def __init__(self, plan: Plan, x0: Float[Tensor, "batch *state"], save: str | Sequence[int] | Tensor) -> None:
-        """Make room for the points to be saved, all holding the initial state."""
+    def __init__(
+        self,
+        plan: Plan,
+        x0: Float[Tensor, "batch *state"],
+        save: str | Sequence[int] | Tensor,
+        *,
+        every_node: bool = False,
+    ) -> None:
+        """Make room for what is to be saved, all holding the initial state."""
         self.points = check_save(save, plan.steps)
-        kept = self.points if self.points[-1] == plan.steps else [*self.points, plan.steps]
+        nodes = plan.grid_nodes
+        wanted = nodes[self.points].tolist()
+        kept = list(range(plan.nodes + 1)) if every_node else sorted({*wanted, plan.nodes})
         self.states = x0.expand(len(kept), *x0.shape).clone()
-        self._slot = {node: slot for slot, node in enumerate(plan.grid_nodes[kept].tolist())}
+        self._slot = {node: slot for slot, node in enumerate(kept)}
+        self.slots = [self._slot[node] for node in wanted]
 
     @property
     def ys(self) -> Float[Tensor, "points batch *state"]:
         """States at the points asked for."""
-        return self.states[: len(self.points)]
+        if len(self.slots) == self.slots[-1] + 1:
+            return self.states[: len(self.slots)]
+        return self.states[self.slots]
 
     @property
     def final(self) -> Float[Tensor, "batch *state"]:

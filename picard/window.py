@@ -25,6 +25,7 @@ class Tables:
     times: Tensor
     yardstick: Tensor | None
     scales: Tensor | None
+    inputs: Tensor | None
 
     @classmethod
     def of(cls, plan: Plan, like: Tensor, time_dtype: torch.dtype) -> Tables:
@@ -42,6 +43,7 @@ class Tables:
             times=plan.times.to(time_dtype).to(like.device),
             yardstick=None if plan.yardstick is None else move(plan.yardstick),
             scales=None if plan.scales is None else move(plan.scales),
+            inputs=None if plan.inputs is None else move(plan.inputs),
         )
 
 
@@ -75,7 +77,7 @@ class Guess(Protocol):
         ...
 
 
-_BUFFERS = ("z", "values", "evaluated", "slope", "known", "age", "noise", "diffusion", "kick")
+_BUFFERS = ("z", "values", "argument", "evaluated", "slope", "known", "age", "noise", "diffusion", "kick")
 
 
 class Window:
@@ -91,7 +93,8 @@ class Window:
         width: number of nodes every sample evaluates this round.
         z: states, shape (batch, history + nodes + 1, dims).
         values: field values, shape (batch, history + nodes, dims).
-        z_before: states at which `values_before` was evaluated, shape (batch, nodes, dims).
+        argument: what the field was evaluated at, the states or their weighted sums, shape (batch, nodes, dims).
+        z_before: arguments at which `values_before` was evaluated, shape (batch, nodes, dims).
         values_before: field values of the round before.
         evaluated: whether the node was evaluated in the round before, shape (batch, nodes).
         slope: slopes of the round before, shape (batch, nodes).
@@ -112,7 +115,7 @@ class Window:
         self.width = [1] * batch
         self.z = torch.cat([x.new_zeros(batch, self.history, dims), x[:, None], x.new_zeros(batch, 1, dims)], 1)
         self.values = x.new_zeros(batch, self.history + 1, dims)
-        self.z_before = self.values_before = x.new_zeros(batch, 1, dims)
+        self.argument = self.z_before = self.values_before = x.new_zeros(batch, 1, dims)
         self.slope = x.new_zeros(batch, 1)
         self.evaluated = self.known = torch.zeros(batch, 1, dtype=torch.bool, device=x.device)
         self.age = torch.zeros(batch, 1, dtype=torch.int64, device=x.device)
@@ -187,9 +190,9 @@ class Window:
         source = torch.where(slots <= usable + history, slots, guessed).clamp_max(known.shape[1] - 1)
         before = (torch.arange(self.nodes) + shift).clamp_max(old.nodes - 1).to(device)
         seen = (torch.arange(self.nodes) + shift < usable).to(device)
-        old_z, old_values = self.z[:, history:], self.values[:, history:]
+        old_values = self.values[:, history:]
         self.z = take(known, source.to(device))
-        self.z_before, self.values_before = take(old_z, before), take(old_values, before)
+        self.z_before, self.values_before = take(self.argument, before), take(old_values, before)
         past = torch.arange(history) + shift
         self.values = torch.cat([take(values, past.to(device)), torch.zeros_like(self.z[:, history + 1 :])], 1)
         self.evaluated = seen

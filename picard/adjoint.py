@@ -1,0 +1,159 @@
+"""The adjoint: the recurrence of the gradient, itself a plan, solved backward in time by the same solver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from picard.engine import Setup
+from picard.errors import InvalidGridError
+from picard.grid import Times
+from picard.plan import Plan
+from picard.prepare import Prepared
+from picard.problem import Problem
+from picard.rows import Conditioning, Rows, evaluate, kicked
+from picard.shapes import Float, Int
+
+
+def adjoint_plan(plan: Plan, saved: Sequence[int]) -> Plan:
+    """Write the adjoint recurrence of a plan as a plan, node i of it belonging to node `nodes - 1 - i`.
+
+    With lambda[m] the gradient by the state z[m] and J[j] the field's Jacobian at node j,
+
+        lambda[j] = sum_p a[j+p,p] lambda[j+1+p] + J[j]^T sum_p b[j+p,p] lambda[j+1+p] + direct[j].
+
+    Args:
+        plan: the plan solved forward.
+        saved: nodes whose states the loss may depend on directly.
+
+    Returns:
+        The adjoint plan; its field is `u -> J[j]^T u`, its time the index of the node j.
+    """
+    nodes, order = plan.nodes, plan.order
+    forward = torch.arange(nodes - 1, -1, -1)
+    later = forward[:, None] + torch.arange(order)
+    exists = later < nodes
+    source = later.clamp_max(nodes - 1)
+    columns = torch.arange(order).expand(nodes, order)
+    a, inputs = (torch.where(exists, table[source, columns], 0) for table in (plan.a, plan.b))
+    direct = torch.zeros(nodes + 1, dtype=torch.float64)
+    direct[list(saved)] = 1
+    b = torch.zeros_like(a)
+    b[:, 0] = 1
+    return Plan(
+        times=forward.double(),
+        a=a,
+        b=b,
+        step=torch.arange(nodes),
+        c=direct[forward],
+        factor=plan.factor[forward],
+        inputs=inputs,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class FieldAtNodes:
+    """The field of a solved problem at its own trajectory, with gradients.
+
+    Attributes:
+        setup: the forward solve.
+        states: state at every node, shape (nodes + 1, batch, *state).
+        noise: noise of every node where it enters through the field, shape (nodes, batch, *noise).
+        cond: conditioning, every tensor detached and, where the original does, asking for a gradient.
+    """
+
+    setup: Setup
+    states: Float[Tensor, "points batch *state"]
+    noise: Tensor | None
+    cond: Mapping[str, Any]
+
+    def __call__(
+        self, node: Int[Tensor, " rows"], sample: Int[Tensor, " rows"], *, by_state: bool
+    ) -> tuple[Float[Tensor, "rows *state"], Float[Tensor, "rows *state"]]:
+        """Evaluate the field at some nodes, recording a graph.
+
+        Args:
+            node: index of every row's node.
+            sample: index of every row's sample.
+            by_state: whether the graph reaches the states.
+
+        Returns:
+            The states and the field there.
+        """
+        setup, tables = self.setup, self.setup.tables
+        z = self.states[node, sample]
+        if by_state:
+            z = asking(z)
+        conditioning = Conditioning(self.cond, self.states.shape[1])
+        rows = Rows(
+            tables.times[node],
+            z,
+            conditioning.of(None, sample),
+            None if tables.scales is None else tables.scales[node],
+        )
+        value, diffusion = evaluate(setup.problem.field, rows, setup.max_rows)
+        if diffusion is None or self.noise is None:
+            return z, value
+        noise = self.noise[node, sample]
+        kick = tables.kick[node].reshape(-1, *[1] * (noise.ndim - 1))
+        return z, kicked(value, diffusion, (kick * noise).to(value.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class AdjointProblem(Problem):
+    """The adjoint of a solved problem, to be solved on its adjoint plan.
+
+    Attributes:
+        field_at: the field at the forward trajectory.
+        x0: gradient of the loss by the last state, shape (batch, *state).
+    """
+
+    field_at: FieldAtNodes
+    x0: Tensor
+    cond: Mapping[str, Any]
+    noise: None = None
+
+    def points(self, grid: Any) -> Times:
+        """Refuse: the plan is given."""
+        msg = "an adjoint problem has its plan already"
+        raise InvalidGridError(msg)
+
+    def time_dtype(self, grid: Any) -> torch.dtype:
+        """Return int64: time is the index of a node."""
+        return torch.int64
+
+    def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        """Multiply the transposed Jacobian of every row's node by the row."""
+        with torch.enable_grad():
+            z, value = self.field_at(rows.t, rows.cond.tensors()["sample"], by_state=True)
+            if not value.requires_grad:
+                return torch.zeros_like(rows.x), None
+            (product,) = torch.autograd.grad(value, z, rows.x.to(value.dtype), allow_unused=True)
+        return torch.zeros_like(rows.x) if product is None else product.to(rows.x.dtype), None
+
+
+def asking(tensor: Tensor) -> Tensor:
+    """Make a fresh tensor ask for a gradient, also while a `torch.func` transform is active.
+
+    Transforms forbid it, lest users expect a captured tensor to be tracked; here the tensor never leaves this package.
+    """
+    try:
+        from torch._functorch.eager_transforms import enable_inplace_requires_grad
+    except ImportError:  # private to torch: without it, only gradients inside torch.func are lost
+        return tensor.requires_grad_()
+    with enable_inplace_requires_grad(True):
+        return tensor.requires_grad_()
+
+
+def draw_everything(prepared: Prepared, batch: int) -> Tensor | None:
+    """Draw the noise of all nodes and samples again, shape (nodes, batch, *noise)."""
+    if prepared.draw is None:
+        return None
+    nodes = prepared.plan.nodes
+    samples = list(range(batch)) * nodes
+    drawn = prepared.draw(samples, [node for node in range(nodes) for _ in range(batch)])
+    return drawn.unflatten(0, (nodes, batch))
