@@ -17,6 +17,7 @@ from picard.shapes import Bool, Float, Int
 from picard.tolerance import Candidates, Tolerance, TotalVariation
 from picard.window import Guess, Tables, Window
 
+_MEASURABLE = 1000  # a state that moved by fewer units in the last place tells rounding, not the slope
 _FLOOR = 4  # a change of so many units in the last place is rounding: asking for less would crawl a node a round
 
 
@@ -155,7 +156,7 @@ def _slopes(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> 
         z = window.argument
         moved, answered = z - window.z_before, window.values[:, window.current()] - window.values_before
         product, square = (moved * answered).sum(2), moved.square().sum(2)
-        noticeable = square > (_FLOOR * torch.finfo(z.dtype).eps) ** 2 * z.square().sum(2)
+        noticeable = square > (_MEASURABLE * torch.finfo(z.dtype).eps) ** 2 * z.square().sum(2)
         measured = window.evaluated & noticeable & torch.isfinite(product) & torch.isfinite(square)
         if path and setup.certifier is not None:
             setup.certifier.measure(torch.where(measured, answered.square().sum(2) / square, 0))

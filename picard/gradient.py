@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -129,21 +129,26 @@ class _Implicit(torch.autograd.Function):
         noise = draw_everything(task.prepared, batch) if isinstance(task.prepared.problem, AbsorbedSDE) else None
         field_at = FieldAtNodes(task.setup, states, noise, task.by.cond)
         points = check_save(task.save, plan.steps)
-        saved = plan.grid_nodes[points].to(states.device)
-        direct = torch.zeros_like(states, dtype=task.prepared.wide).index_copy(0, saved, by_ys.to(task.prepared.wide))
-        direct[-1] += by_final
-        costates = _solve_adjoint(task, field_at, direct, saved.tolist())
+        direct = {node: by_ys[slot] for slot, node in enumerate(plan.grid_nodes[points].tolist())}
+        start = (by_final + direct.pop(plan.nodes, 0)).to(task.prepared.wide)
+        costates = _solve_adjoint(task, field_at, start, direct)
         found = _by_inputs(task, field_at, costates) if ctx.wants_inputs else []
         return (None, costates[-1].to(states.dtype), *found)
 
 
 def _solve_adjoint(
-    task: _Task, field_at: FieldAtNodes, direct: Float[Tensor, "points batch *state"], saved: Sequence[int]
+    task: _Task, field_at: FieldAtNodes, start: Float[Tensor, "batch *state"], direct: Mapping[int, Tensor]
 ) -> Float[Tensor, "points batch *state"]:
-    """Return the gradient by the state of every node, last node first."""
-    forward, batch = task.setup, direct.shape[1]
-    plan = adjoint_plan(forward.plan, saved)
-    start = direct[-1]
+    """Return the gradient by the state of every node, last node first.
+
+    Args:
+        task: the forward solve.
+        field_at: its field.
+        start: gradient by the last state.
+        direct: gradient by the saved states before it, by node.
+    """
+    forward, batch = task.setup, len(start)
+    plan = adjoint_plan(forward.plan, list(direct))
     tables = Tables.of(plan, start, torch.int64)
     sample = {"sample": torch.arange(batch, device=start.device)}
     problem = AdjointProblem(field_at, start, sample)
@@ -159,10 +164,12 @@ def _solve_adjoint(
     )
 
     def draw(samples: Sequence[int], nodes: Sequence[int]) -> Tensor:
-        return direct[[plan.nodes - 1 - node for node in nodes], list(samples)]
+        found = ((direct.get(plan.nodes - 1 - node), sample) for sample, node in zip(samples, nodes, strict=True))
+        return torch.stack([nothing if one is None else one[sample].to(start.dtype) for one, sample in found])
 
+    nothing = torch.zeros_like(start[0])
     times = torch.arange(plan.nodes + 1)
-    drawn = draw if bool((plan.c != 0).any()) else None
+    drawn = draw if direct else None
     prepared = Prepared(problem, plan, tables, start.dtype, times, drawn, times.tolist())
     trajectory = Trajectory(plan, start, "all")
     with Progress(0, enabled=False) as bar:
