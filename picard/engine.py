@@ -17,7 +17,6 @@ from picard.shapes import Bool, Float, Int
 from picard.tolerance import Candidates, Tolerance, TotalVariation
 from picard.window import Guess, Tables, Window
 
-_MEASURABLE = 1000  # a state that moved by fewer units in the last place tells rounding, not the slope
 _FLOOR = 4  # a change of so many units in the last place is rounding: asking for less would crawl a node a round
 
 
@@ -82,8 +81,9 @@ def run_round(setup: Setup, window: Window) -> Outcome:
         states = torch.where(kept, stale, correct(torch.where(kept, mapped, stale), mapped, weights))
     moved = states - stale
     change = moved.square().mean(2).sqrt()
-    later = window.values[:, history + 1 :] + window.slope[:, 1:, None] * moved[:, :-1]
-    values = torch.cat([window.values[:, : history + 1], later], 1)
+    shifted = torch.cat([window.z[:, : history + 1], states[:, :-1]], 1)
+    turned = _argument(inputs, shifted, history) - window.argument
+    values = torch.cat([window.values[:, :history], window.values[:, history:] + window.slope[..., None] * turned], 1)
     residual, stride, usable, sound = _accept(setup, window, index, inside, states, change, settled)
     return Outcome(states, values, change, residual, stride, usable, sound)
 
@@ -94,7 +94,8 @@ def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -
     States that wait for their certificate are evaluated in the same call.
     """
     tables, nodes = setup.tables, window.nodes
-    window.argument = _argument(setup, window, index)
+    inputs = None if tables.inputs is None else tables.inputs[index]
+    window.argument = _argument(inputs, window.z[:, : window.history + nodes], window.history)
     z, sample = window.argument.flatten(0, 1), torch.tensor(window.samples).repeat_interleave(nodes)
     node, place = index.flatten(), None
     if window.width.count(nodes) < len(window.width):
@@ -156,7 +157,7 @@ def _slopes(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> 
         z = window.argument
         moved, answered = z - window.z_before, window.values[:, window.current()] - window.values_before
         product, square = (moved * answered).sum(2), moved.square().sum(2)
-        noticeable = square > (_MEASURABLE * torch.finfo(z.dtype).eps) ** 2 * z.square().sum(2)
+        noticeable = square > (_FLOOR * torch.finfo(z.dtype).eps) ** 2 * z.square().sum(2)
         measured = window.evaluated & noticeable & torch.isfinite(product) & torch.isfinite(square)
         if path and setup.certifier is not None:
             setup.certifier.measure(torch.where(measured, answered.square().sum(2) / square, 0))
@@ -165,13 +166,15 @@ def _slopes(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> 
     return setup.linearization.slopes(evidence)
 
 
-def _argument(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes dims"]:
-    """Return what the field is evaluated at: the states, or their weighted sums."""
-    inputs, history, nodes = setup.tables.inputs, window.history, window.nodes
+def _argument(
+    inputs: Tensor | None, z: Float[Tensor, "batch states dims"], history: int
+) -> Float[Tensor, "batch nodes dims"]:
+    """Return what the field is evaluated at: the states after the history, or their weighted sums."""
+    nodes = z.shape[1] - history
     if inputs is None:
-        return window.z[:, window.current()]
-    shifted = (window.z[:, history - p : history - p + nodes] for p in range(history + 1))
-    return torch.stack([inputs[index][:, :, p, None] * z for p, z in enumerate(shifted)]).sum(0)
+        return z[:, history:]
+    terms = (inputs[:, :, p, None] * z[:, history - p : history - p + nodes] for p in range(history + 1))
+    return torch.stack(list(terms)).sum(0)
 
 
 def _weights(

@@ -168,9 +168,9 @@ def _solve_adjoint(
         return torch.stack([nothing if one is None else one[sample].to(start.dtype) for one, sample in found])
 
     nothing = torch.zeros_like(start[0])
-    times = torch.arange(plan.nodes + 1)
+    nodes = list(range(plan.nodes + 1))
     drawn = draw if direct else None
-    prepared = Prepared(problem, plan, tables, start.dtype, times, drawn, times.tolist())
+    prepared = Prepared(problem, plan, tables, start.dtype, torch.tensor(nodes).double(), drawn, nodes)
     trajectory = Trajectory(plan, start, "all")
     with Progress(0, enabled=False) as bar:
         solution = Run(setup, prepared, start, trajectory, None, None).finish(bar, throw=True)

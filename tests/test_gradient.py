@@ -1,0 +1,207 @@
+"""Gradients through a solve equal autograd through the sequential reference, and cost what they should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torchdiffeq
+from torch import Tensor, nn
+
+import picard
+from picard.integrators import DDIM, DPMSolver
+
+METHODS = ["euler", "midpoint", "heun", "heun3", "rk4"]
+SAMPLERS = [
+    "ddpm",
+    DDIM(eta=0.5),
+    "dpmsolver",
+    DPMSolver(order=3),
+    "sde-dpmsolver++",
+    DPMSolver(order=3, variant="singlestep"),
+]
+
+
+class Net(nn.Module):
+    """A tanh network that counts its calls."""
+
+    def __init__(self, dims: int = 4, hidden: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(dims, hidden), nn.Tanh(), nn.Linear(hidden, dims)).double()
+        self.calls = 0
+
+    def forward(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        out: Tensor = self.layers(x) + torch.sin(t)[:, None]
+        return out if c is None else out * c
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def times(steps: int = 20, end: float = 1.0) -> Tensor:
+    return torch.linspace(0, end, steps + 1, dtype=torch.float64)
+
+
+def loss(solution: picard.Solution) -> Tensor:
+    return (solution.ys**2).sum() + solution.final.sin().sum()
+
+
+def agree(
+    problem: Callable[[], Any], grid: Any, method: Any, inputs: Sequence[Tensor], window: int = 7, **options: Any
+) -> None:
+    save = options.pop("save", "last")
+    expected = torch.autograd.grad(loss(picard.sequential(problem(), grid, method=method, save=save)), inputs)
+    solution = picard.solve(problem(), grid, method=method, save=save, window=window, tolerance=1e-13, **options)
+    for given, wanted in zip(torch.autograd.grad(loss(solution), inputs), expected, strict=True):
+        torch.testing.assert_close(given, wanted, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("window", [1, 7, 100])
+@pytest.mark.parametrize("method", METHODS)
+def test_ode_gradients_equal_the_sequential_ones(method: str, window: int) -> None:
+    net, x0, c = Net(), normal(3, 4).requires_grad_(), normal(3, 4, seed=1).requires_grad_()
+    # `2 * c` is no leaf: its gradient must flow on to c, once
+    agree(lambda: picard.ODE(net, x0, cond={"c": 2 * c}), times(), method, [x0, c, *net.parameters()], window)
+
+
+@pytest.mark.parametrize("save", ["all", [3, 7], [0, 20]])
+@pytest.mark.parametrize("end", [1.0, -1.0])
+def test_gradients_reach_every_saved_state(save: Any, end: float) -> None:
+    net, x0 = Net(), normal(3, 4).requires_grad_()
+    agree(lambda: picard.ODE(net, x0), times(end=end), "heun", [x0, *net.parameters()], save=save, max_rows=5)
+
+
+@pytest.mark.parametrize("noise_type", ["diagonal", "scalar", "additive", "general"])
+def test_sde_gradients_equal_the_sequential_ones(noise_type: Any) -> None:
+    weight, scale, inner = normal(4, 4).requires_grad_(), normal(4).requires_grad_(), normal(4, seed=2).requires_grad_()
+    x0, captured = normal(3, 4).requires_grad_(), inner.exp()  # captured is no leaf, and not the problem's own
+    channels = {"diagonal": 0, "scalar": 1, "additive": 2, "general": 2}[noise_type]
+
+    def diffusion(t: Tensor, x: Tensor) -> Tensor:
+        value = scale.expand_as(x) if noise_type == "additive" else torch.sigmoid(x * scale)
+        return value[..., None] * torch.ones(channels, dtype=x.dtype) if channels else value
+
+    def problem() -> picard.SDE:
+        noise = picard.Noise.from_seed(0)
+        return picard.SDE(
+            lambda t, x: torch.tanh(x @ weight) * captured, diffusion, x0, noise=noise, noise_type=noise_type
+        )
+
+    inputs = [x0, weight, scale]
+    expected = torch.autograd.grad(
+        loss(picard.sequential(problem(), times(), method="euler")), [*inputs, inner], retain_graph=True
+    )
+    solution = picard.solve(problem(), times(), method="euler", window=7, tolerance=1e-13)
+    given = torch.autograd.grad(loss(solution), [*inputs, inner])
+    torch.testing.assert_close(given, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", SAMPLERS, ids=str)
+def test_diffusion_gradients_with_guidance(method: Any) -> None:
+    weight, x, label = (
+        normal(4, 4).requires_grad_(),
+        normal(3, 4).requires_grad_(),
+        normal(3, 4, seed=1).requires_grad_(),
+    )
+    guidance = picard.Guidance(2.0, {"c": torch.zeros(3, 4, dtype=torch.float64)}, rescale=0.3)
+    denoiser = picard.Denoiser(
+        lambda x, t, c: torch.tanh(x @ weight + c) * 0.3 + 0.1 * x, picard.Schedule.linear(), guidance=guidance
+    )
+
+    def problem() -> picard.Diffusion:
+        return picard.Diffusion(denoiser, x, noise=picard.Noise.from_seed(1), cond={"c": label})
+
+    agree(problem, 20, method, [x, weight, label])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradcheck(method: str) -> None:
+    net = Net()
+
+    def final(x0: Tensor) -> Tensor:
+        return picard.solve(picard.ODE(net, x0), times(8), method=method, window=5, tolerance=1e-13).final
+
+    assert torch.autograd.gradcheck(final, (normal(2, 4).requires_grad_(),))
+
+
+def test_torch_func_grad_by_state_and_by_parameters() -> None:
+    net, x0 = Net(), normal(3, 4)
+
+    def by_state(x: Tensor) -> Tensor:
+        return loss(picard.solve(picard.ODE(net, x), times(), method="heun", window=7, tolerance=1e-13))
+
+    def by_parameters(parameters: dict[str, Tensor]) -> Tensor:
+        def drift(t: Tensor, x: Tensor) -> Tensor:
+            out: Tensor = torch.func.functional_call(net, parameters, (t, x))
+            return out
+
+        return loss(picard.solve(picard.ODE(drift, x0), times(), method="heun", window=7, tolerance=1e-13))
+
+    x = x0.clone().requires_grad_()
+    torch.testing.assert_close(torch.func.grad(by_state)(x0), torch.autograd.grad(by_state(x), x)[0])
+    parameters = {name: value.detach() for name, value in net.named_parameters()}
+    expected = torch.autograd.grad(by_parameters(dict(net.named_parameters())), list(net.parameters()))
+    for given, wanted in zip(torch.func.grad(by_parameters)(parameters).values(), expected, strict=True):
+        torch.testing.assert_close(given, wanted)
+
+
+# the sequential reference hands the compiled drift a state inside a graph, whose .grad torch looks at itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_drift_keeps_its_gradient() -> None:
+    net, x0 = Net(), normal(3, 4).requires_grad_()
+    frames = []
+
+    def backend(module: Any, inputs: Any) -> Any:
+        frames.append(module)
+        return module.forward
+
+    compiled = torch.compile(net, backend=backend, dynamic=True)
+    agree(lambda: picard.ODE(compiled, x0), times(), "heun", [x0, *net.parameters()])
+    assert frames, "nothing was compiled"
+
+
+def test_without_gradients_nothing_is_added() -> None:
+    net, x0 = Net(), normal(3, 4)
+    with torch.no_grad():
+        solution = picard.solve(picard.ODE(net, x0), times(), method="euler", window=7)
+    assert net.calls == solution.stats.rounds
+    assert not solution.final.requires_grad
+    frozen = picard.solve(picard.ODE(lambda t, x: -x, x0), times(), method="euler", window=7)
+    assert not frozen.final.requires_grad
+
+
+def test_the_backward_pass_is_parallel() -> None:
+    net, x0 = Net(16, 32), normal(4, 16).requires_grad_()
+    solution = picard.solve(picard.ODE(net, x0), times(1000), method="euler", window=64, tolerance=1e-6)
+    net.calls = 0
+    solution.final.square().sum().backward()
+    gradient_calls = -(-1000 // 64)  # every node once more, a window a call, for the parameters
+    assert net.calls - gradient_calls <= 2 * solution.stats.rounds
+
+
+def test_a_neural_ode_trains_as_with_torchdiffeq() -> None:
+    x0, target, grid = normal(8, 2), normal(8, 2, seed=1), times(20)
+
+    def train(final: Callable[[Net], Tensor]) -> list[float]:
+        net = Net(2)
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+        curve = []
+        for _ in range(20):
+            error = (final(net) - target).square().mean()
+            optimizer.zero_grad()
+            error.backward()
+            optimizer.step()
+            curve.append(error.item())
+        return curve
+
+    def scalar(net: Net) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda t, x: net(t.expand(len(x)), x)
+
+    ours = train(lambda net: picard.solve(picard.ODE(net, x0), grid, method="heun", tolerance=1e-10).final)
+    theirs = train(lambda net: torchdiffeq.odeint(scalar(net), x0, grid, method="heun2")[-1])
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-6, atol=1e-8)
