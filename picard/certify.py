@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from picard.certificate import LawCertificate, PathCertificate
+from picard.device import send
 from picard.errors import NotSupportedError
 from picard.plan import Plan
 from picard.problem import Problem
@@ -96,20 +97,20 @@ class Certifier:
             states: state after every node.
             values: field values assumed there, one node less.
         """
-        device = states.device
         found = [(i, j) for i, step in enumerate(stride) for j in range(step - 1)]
         place = torch.tensor(found, dtype=torch.int64).reshape(-1, 2).T
         of, first, span = torch.tensor(samples), torch.tensor(begin), torch.tensor(stride)
+        rows = send(place, states)
         self.claim = Claim(
-            of[place[0]].to(device),
-            (first[place[0]] + 1 + place[1]).to(device),
-            states[place[0], place[1]],
-            values[place[0], place[1]],
-            place.to(device),
+            send(of[place[0]], states),
+            send(first[place[0]] + 1 + place[1], states),
+            states[rows[0], rows[1]],
+            values[rows[0], rows[1]],
+            rows,
             max(stride),
-            first.to(device),
-            span.to(device),
-            of.to(device),
+            send(first, states),
+            send(span, states),
+            send(of, states),
         )
 
     def check(self, evaluated: Float[Tensor, "claims dims"]) -> None:

@@ -126,7 +126,6 @@ class Denoiser:
         t: Tensor,
         scales: Float[Tensor, "rows 2"],
         cond: Mapping[str, Any],
-        uncond: Mapping[str, Any],
     ) -> Float[Tensor, "rows *state"]:
         """Predict the clean data.
 
@@ -134,32 +133,32 @@ class Denoiser:
             x: noisy states.
             t: model times.
             scales: alpha and sigma of every row.
-            cond: the network's keyword arguments, repeated per row.
-            uncond: those of the unconditional half, likewise; used with guidance only.
+            cond: the network's keyword arguments, repeated per row; with guidance, those of the unconditional half
+                in front, see `double`.
 
         Returns:
             The data prediction, with the dtype of `x`.
         """
-        output = self._guided(x, t, cond, uncond)
+        output = self._guided(x, t, cond)
         wide = scales.reshape(*scales.shape, *[1] * (x.ndim - 1)).to(torch.promote_types(x.dtype, torch.float32))
         data = self._convert(x, output, wide[:, 0], wide[:, 1]).to(x.dtype)
         if callable(self.clip):
             return self.clip(data)
         return data if self.clip is None else data.clamp(-self.clip, self.clip)
 
-    def _guided(self, x: Tensor, t: Tensor, cond: Mapping[str, Any], uncond: Mapping[str, Any]) -> Tensor:
+    def _guided(self, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
         if self.guidance is None:
             return self._call(x, t, cond)
-        both = {name: _join(uncond.get(name, value), value, len(x)) for name, value in cond.items()}
-        halves = self._call(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        halves = self._call(torch.cat([x, x]), torch.cat([t, t]), cond).chunk(2)
         return self.guidance.combine(halves[0], halves[1])
 
     def _call(self, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
         output: object = self.model(x, t, **cond)
-        if not isinstance(output, Tensor) or output.shape != x.shape:
+        if not isinstance(output, Tensor) or output.shape != x.shape or output.device != x.device:
             msg = (
-                f"the model must return a tensor shaped as its input {tuple(x.shape)}; it returned {describe(output)}: "
-                "unpack outputs such as `.sample`, and drop learned variance channels, in a small wrapper"
+                f"the model must return a tensor shaped and placed as its input, {describe(x)}; "
+                f"it returned {describe(output)}: unpack outputs such as `.sample`, "
+                "and drop learned variance channels, in a small wrapper"
             )
             raise InvalidProblemError(msg)
         return output
@@ -174,11 +173,20 @@ class Denoiser:
         return (x - sigma * output) / (alpha + sigma)
 
 
-def _join(uncond: Any, cond: Any, rows: int) -> Any:
-    if isinstance(cond, Tensor):
-        return torch.cat([uncond, cond]) if cond.ndim and len(cond) == rows else cond
-    if isinstance(cond, Mapping):
-        return {name: _join(uncond[name], value, rows) for name, value in cond.items()}
-    if isinstance(cond, (list, tuple)):
-        return type(cond)(_join(a, b, rows) for a, b in zip(uncond, cond, strict=True))
+def double(uncond: Any, cond: Any, original: Any, batch: int) -> Any:
+    """Put the rows of the unconditional half before those of the conditional one.
+
+    Args:
+        uncond: repeated per row.
+        cond: repeated per row.
+        original: the same before it was repeated; tensors whose first dimension is the batch have rows.
+        batch: number of samples.
+    """
+    if isinstance(original, Tensor):
+        return torch.cat([uncond, cond]) if original.ndim and len(original) == batch else cond
+    if isinstance(original, Mapping):
+        return {name: double(uncond[name], cond[name], value, batch) for name, value in original.items()}
+    if isinstance(original, (list, tuple)):
+        items = zip(uncond, cond, original, strict=True)
+        return type(original)(double(one, other, value, batch) for one, other, value in items)
     return cond

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from picard.denoiser import Denoiser
+from picard.denoiser import Denoiser, double
 from picard.errors import InvalidGridError, InvalidProblemError, describe
 from picard.grid import Levels
 from picard.noise import Noise
@@ -44,10 +44,19 @@ class Diffusion(Problem):
         check_state("x_T", self.x_T)
         object.__setattr__(self, "cond", check_cond(self.cond))
         object.__setattr__(self, "noise", Noise.from_generator() if self.noise is None else check_noise(self.noise))
-        unknown = set(self._uncond()) - set(self.cond)
-        if unknown:
-            msg = f"guidance's uncond must name entries of cond; given {sorted(unknown)}, cond has {sorted(self.cond)}"
+        uncond = {} if self.denoiser.guidance is None else self.denoiser.guidance.uncond
+        if not set(uncond) <= set(self.cond):
+            unknown = sorted(set(uncond) - set(self.cond))
+            msg = f"guidance's uncond must name entries of cond; given {unknown}, cond has {sorted(self.cond)}"
             raise InvalidProblemError(msg)
+        for name, value in uncond.items():
+            other = self.cond[name]
+            if isinstance(value, Tensor) and isinstance(other, Tensor) and value.shape != other.shape:
+                msg = (
+                    f"guidance's uncond must be shaped as cond; given {describe(value)} for {name!r}, cond has "
+                    f"{describe(other)}: write uncond.expand_as(cond)"
+                )
+                raise InvalidProblemError(msg)
 
     @property
     def x0(self) -> Tensor:  # type: ignore[override]  # read-only here, as the whole object is
@@ -77,9 +86,12 @@ class Diffusion(Problem):
         if rows.scales is None:
             msg = "a diffusion method's plan must carry `scales`, the alpha and sigma of every node"
             raise InvalidProblemError(msg)
-        data = self.denoiser.data(rows.x, rows.t, rows.scales, both.get("cond", {}), both.get("uncond", {}))
+        cond = both.get("cond", {})
+        if self.denoiser.guidance is not None:
+            cond = double(both.get("uncond", {}), cond, self.cond, len(self.x_T))
+        data = self.denoiser.data(rows.x, rows.t, rows.scales, cond)
         return data, None
 
     def _uncond(self) -> Mapping[str, Any]:
         guidance = self.denoiser.guidance
-        return {} if guidance is None else guidance.uncond
+        return {} if guidance is None else {**self.cond, **guidance.uncond}

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from picard.certify import Certifier
+from picard.device import send
 from picard.linearize import Evidence, Linearization
 from picard.plan import Plan
 from picard.problem import Problem
-from picard.propagate import correct, step_map
+from picard.propagate import correct, largest, rms, step_map
 from picard.rows import Conditioning, Rows, evaluate, kicked
 from picard.shapes import Bool, Float, Int
 from picard.tolerance import Candidates, Tolerance, TotalVariation
@@ -80,7 +81,7 @@ def run_round(setup: Setup, window: Window) -> Outcome:
         kept = settled[..., None]
         states = torch.where(kept, stale, correct(torch.where(kept, mapped, stale), mapped, weights))
     moved = states - stale
-    change = moved.square().mean(2).sqrt()
+    change = rms(moved, largest(moved))
     shifted = torch.cat([window.z[:, : history + 1], states[:, :-1]], 1)
     turned = _argument(inputs, shifted, history) - window.argument
     values = torch.cat([window.values[:, :history], window.values[:, history:] + window.slope[..., None] * turned], 1)
@@ -100,7 +101,7 @@ def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -
     node, place = index.flatten(), None
     if window.width.count(nodes) < len(window.width):
         chosen = torch.tensor([i * nodes + j for i, width in enumerate(window.width) for j in range(width)])
-        place = chosen.to(z.device, non_blocking=True)
+        place = send(chosen, z)
         z, node, sample = z[place], node[place], sample[chosen]
     count, arrangement = len(z), (tuple(window.samples), tuple(window.width))
     certifier = setup.certifier
@@ -109,7 +110,7 @@ def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -
     else:
         claim = certifier.claim
         z, node = torch.cat([z, claim.states]), torch.cat([node, claim.nodes])
-        sample = torch.cat([sample.to(z.device), claim.samples])
+        sample = torch.cat([send(sample, z), claim.samples])
         value, diffusion = call_model(setup, z, node, sample, (*arrangement, claim))
         certifier.check(value[count:].flatten(1).to(z.dtype))
         value = value[:count]
@@ -202,13 +203,15 @@ def _accept(
     """Find the longest prefix within the tolerance. The first state is exact; the last may be accepted untested."""
     yardstick = setup.tables.yardstick
     window.age = window.age + 1
-    size = states.square().mean(2).sqrt()
+    top = largest(states)
+    size = rms(states, top)
     age = torch.cat([window.age[:, 1:], torch.zeros_like(window.age[:, :1])], 1)
     after = (index + 1).clamp_max(setup.plan.nodes - 1)
     bound = setup.tolerance.bound(Candidates(size, age, None if yardstick is None else yardstick[after]))
     bound = bound + _FLOOR * torch.finfo(states.dtype).eps * size
-    passed = ((change <= bound) & _tested(setup, index, inside)).cumprod(1).bool() if settled is None else settled
-    usable = (torch.isfinite(size) & inside).cumprod(1).sum(1)
+    close = (change <= bound) & torch.isfinite(change) & _tested(setup, index, inside)
+    passed = close.cumprod(1).bool() if settled is None else settled
+    usable = (torch.isfinite(top.to(setup.problem.x0.dtype)) & inside).cumprod(1).sum(1)
     stride = torch.minimum(1 + passed.sum(1), usable)
     sound = torch.isfinite(window.values[:, window.history].sum(1))
     residual = torch.where(passed, change, 0).amax(1)
@@ -238,7 +241,7 @@ def _settled(
     certifier = setup.certifier
     if not isinstance(setup.tolerance, TotalVariation) or certifier is None:
         return None
-    samples = torch.tensor(window.samples).to(index.device, non_blocking=True)
+    samples = send(window.samples, index)
     square = residual.square().sum(2)
     share = (index + 1).to(square.dtype) / setup.plan.nodes
     spent = certifier.kl[samples, None] + certifier.divergence(index, square).cumsum(1)

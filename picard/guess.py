@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from picard.device import send
 from picard.errors import InvalidProblemError, close_match, describe
 from picard.plan import Plan
 from picard.propagate import hold
@@ -33,7 +34,7 @@ class Copy:
     ) -> Float[Tensor, "batch count dims"]:
         """Return copies of the state at `end`."""
         last = torch.tensor(end)[:, None] - torch.tensor(old_begin)[:, None] + window.history
-        return take(known, last.to(known.device)).expand(-1, count, -1)
+        return take(known, send(last, known)).expand(-1, count, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,20 +61,20 @@ class Hold:
         count: int,
     ) -> Float[Tensor, "batch count dims"]:
         """Return the held continuation."""
-        device, tables, history = known.device, self.tables, window.history
+        tables, history = self.tables, window.history
         last = (torch.tensor(end) - torch.tensor(old_begin))[:, None] + history
-        nodes = (torch.tensor(end)[:, None] + torch.arange(count)).clamp_max(len(tables.a) - 1).to(device)
-        z = take(known, (last + torch.arange(-history, 1)).to(device))
-        past = take(values, (last - 1 + torch.arange(-history, 1)).clamp_min(0).to(device))
+        nodes = send((torch.tensor(end)[:, None] + torch.arange(count)).clamp_max(len(tables.a) - 1), known)
+        z = take(known, send(last + torch.arange(-history, 1), known))
+        past = take(values, send((last - 1 + torch.arange(-history, 1)).clamp_min(0), known))
         held = past[:, -1:].expand(-1, count, -1)
         forcing = None
         if window.noise is not None:
             slots = torch.tensor(end)[:, None] - torch.tensor(window.begin)[:, None] + torch.arange(count)
-            noise = take(window.noise, slots.clamp_max(window.noise.shape[1] - 1).to(device))
+            noise = take(window.noise, send(slots.clamp_max(window.noise.shape[1] - 1), known))
             if window.diffusion is None:
                 forcing = tables.c[nodes][..., None] * noise.flatten(2)
             else:
-                held = self._kicked(window, held, last.to(device) - 1 - history, nodes, noise)
+                held = self._kicked(window, held, send(last - 1 - history, known), nodes, noise)
         return hold(tables.a[nodes], tables.b[nodes], z, past[:, 1:], held, forcing)
 
     def _kicked(self, window: Window, held: Tensor, source: Tensor, nodes: Tensor, noise: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class Warm:
         """Return the trajectory's states."""
         nodes = (torch.tensor(end)[:, None] + torch.arange(1, count + 1)).clamp_max(len(self.states) - 1)
         samples = torch.tensor(window.samples)[:, None].expand_as(nodes)
-        return self.states[nodes.to(self.states.device), samples.to(self.states.device)]
+        return self.states[send(nodes, self.states), send(samples, self.states)]
 
 
 def resolve_guess(given: object, plan: Plan, tables: Tables, x0: Tensor, wide: torch.dtype) -> Guess:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from picard.device import send
 from picard.errors import InvalidProblemError, describe
 from picard.grid import Levels
 from picard.plan import Integrator, Plan
@@ -71,7 +72,7 @@ def prepare(problem: Problem | SDE, grid: int | Tensor, method: str | Integrator
 
 def _drawer(problem: Problem, plan: Plan, wide: torch.dtype) -> Draw:
     """Bind the realization to the plan: noise by node, on the state's device."""
-    noise, shape, device = problem.noise, problem.noise_shape, problem.x0.device
+    noise, shape = problem.noise, problem.noise_shape
     if noise is None:
         msg = "this method adds noise, and the problem has none: give the problem noise=Noise.from_seed(0)"
         raise InvalidProblemError(msg)
@@ -80,6 +81,6 @@ def _drawer(problem: Problem, plan: Plan, wide: torch.dtype) -> Draw:
 
     def draw(samples: Sequence[int], nodes: Sequence[int]) -> Tensor:
         drawn = noise.draw(samples, [steps[node] for node in nodes], shape)
-        return drawn.to(wide).to(device, non_blocking=True)
+        return send(drawn.to(wide), problem.x0)
 
     return draw

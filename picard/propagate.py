@@ -104,3 +104,14 @@ def hold(
     known = torch.cat([z, torch.zeros_like(held[:, 1:])], 1)
     right = step_map(a, b, known, torch.cat([values, held], 1), forcing)
     return torch.bmm(response(a), right)
+
+
+def rms(x: Float[Tensor, "batch nodes dims"], top: Float[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes"]:
+    """Root mean square over the state, scaled by the largest entry `top` so that no square leaves the dtype's range."""
+    scale = torch.where((top > 0) & torch.isfinite(top), top, 1)
+    return top * (x / scale[..., None]).square().mean(2).sqrt()
+
+
+def largest(x: Float[Tensor, "batch nodes dims"]) -> Float[Tensor, "batch nodes"]:
+    """Largest absolute entry of every state; not finite if one entry is not."""
+    return torch.linalg.vector_norm(x, float("inf"), dim=2)

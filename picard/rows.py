@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.device import send
 from picard.errors import InvalidProblemError, describe
 from picard.shapes import Float, Int
 
@@ -124,7 +125,7 @@ class Conditioning:
             return value
         if self._batch == 1:
             return value.expand(len(samples), *value.shape[1:])  # no copy
-        return value.index_select(0, samples.to(value.device))
+        return value.index_select(0, send(samples, value))
 
 
 @dataclass(frozen=True, eq=False)

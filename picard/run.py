@@ -8,6 +8,7 @@ import time
 import torch
 from torch import Tensor
 
+from picard.device import send
 from picard.engine import Outcome, Setup, call_model, run_round
 from picard.errors import NonFiniteError
 from picard.guess import Hold
@@ -32,7 +33,9 @@ class Run:
         trajectory: Trajectory,
         max_rounds: int | None,
         callback: Callback | None,
+        evaluations: int = 0,
     ) -> None:
+        """Start a run; `evaluations` counts the rows that preparing it has cost."""
         batch = len(x0)
         self.setup, self.prepared, self.trajectory = setup, prepared, trajectory
         self.max_rounds, self.callback = max_rounds, callback
@@ -42,7 +45,7 @@ class Run:
         self.reached = [0] * batch  # nodes accepted, per sample
         self.status = [Status.CONVERGED] * batch
         self.residual = torch.zeros(batch, dtype=prepared.wide, device=x0.device)
-        self.rounds = self.evaluations = self.syncs = 0
+        self.rounds, self.evaluations, self.syncs = 0, evaluations, 0
         if not isinstance(setup.guess, Hold) and setup.window > 1:
             start = self.window
             zeros = [0] * batch
@@ -59,9 +62,12 @@ class Run:
             outcome = run_round(self.setup, window)
             self.evaluations += rows
             info = self._record(outcome, rows)
-            if Status.NON_FINITE in self.status and throw:
-                raise self._non_finite(outcome)
+            failed = outcome.usable.index(0) if throw and 0 in outcome.usable else None
+            sample, node = (window.samples[failed], window.begin[failed]) if failed is not None else (0, 0)
             self._slide(outcome)
+            if failed is not None:
+                self._end(Status.STOPPED)
+                raise self._non_finite(sample, node, "state" if outcome.sound[failed] else "drift")
             bar.update(sum(self._steps()))
             if self.callback is not None and self.callback(info):
                 self._end(Status.STOPPED)
@@ -74,7 +80,7 @@ class Run:
         window = self.window
         self.rounds += 1
         self.syncs += 1
-        samples = torch.tensor(window.samples).to(self.residual.device, non_blocking=True)
+        samples = send(window.samples, self.residual)
         self.residual[samples] = torch.maximum(self.residual[samples], outcome.residual)
         self.trajectory.store(window.samples, window.begin, outcome.stride, outcome.states)
         self._claim(outcome)
@@ -156,18 +162,13 @@ class Run:
     def _steps(self) -> tuple[int, ...]:
         return tuple(self.prepared.steps_at[node] for node in self.reached)
 
-    def _non_finite(self, outcome: Outcome) -> NonFiniteError:
-        window = self.window
-        i = outcome.usable.index(0)
-        node = window.begin[i]
-        for other in range(len(window.samples)):
-            self._repeat(other)
+    def _non_finite(self, sample: int, node: int, where: str) -> NonFiniteError:
         return NonFiniteError(
             round_number=self.rounds,
             step=int(self.setup.plan.step[node]),
             time=float(self.setup.plan.times[node]),
-            sample=window.samples[i],
-            where="state" if outcome.sound[i] else "drift",
+            sample=sample,
+            where=where,
             solution=self._solution(),
         )
 

@@ -75,7 +75,7 @@ def sequential(
             if noise is not None and diffusion is None:
                 after = after + c[node] * noise
             states.append(after)
-            finite.append(torch.stack([torch.isfinite(one.flatten(1)).all(1) for one in (value, after)]))
+            finite.append(torch.stack([torch.isfinite(one.to(x0.dtype).flatten(1)).all(1) for one in (value, after)]))
             trajectory.store(samples, [node] * batch, [1] * batch, after.reshape(batch, 1, -1))
             bar.update(prepared.steps_at[node + 1] * batch)
     bad = ~torch.stack(finite).cpu()  # (nodes, value or state, batch): one wait for the device, at the end

@@ -104,11 +104,13 @@ def solve(
         Certifier(prepared.problem, plan, prepared.tables) if certified else None,
     )
 
-    def run(x0: Tensor, trajectory: Trajectory) -> Solution:
-        with torch.no_grad(), Progress(plan.steps * len(x0), enabled=progress) as bar:
-            return Run(setup, prepared, x0, trajectory, max_rounds, callback).finish(bar, throw=throw)
-
     by = differentiation(setup, prepared) if torch.is_grad_enabled() else None
+
+    def run(x0: Tensor, trajectory: Trajectory) -> Solution:
+        spent = 0 if by is None else 1  # the row that told what the model depends on
+        with torch.no_grad(), Progress(plan.steps * len(x0), enabled=progress) as bar:
+            return Run(setup, prepared, x0, trajectory, max_rounds, callback, spent).finish(bar, throw=throw)
+
     if by is not None and (by.inputs or prepared.problem.x0.requires_grad):
         solution = solve_with_gradient(setup, prepared, save, by, run)
     else:

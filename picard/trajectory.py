@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from picard.device import send
 from picard.errors import InvalidProblemError, close_match, describe
 from picard.plan import Plan
 from picard.shapes import Float
@@ -60,7 +61,7 @@ class Trajectory:
             for node in self._accepted(begin[i], stride[i])
         ]
         if found:
-            slots, chosen, rows, nodes = torch.tensor(found).to(states.device, non_blocking=True).unbind(1)
+            slots, chosen, rows, nodes = send(torch.tensor(found), states).unbind(1)
             self.states[slots, chosen] = states[rows, nodes].to(self.states.dtype).unflatten(1, self.states.shape[2:])
 
     def _accepted(self, begin: int, stride: int) -> list[int]:
@@ -85,7 +86,7 @@ def check_save(save: str | Sequence[int] | Tensor, steps: int) -> list[int]:
             msg = f"unknown save {save!r}: {close_match(save, ('last', 'all'))}, or indices of grid points"
             raise InvalidProblemError(msg)
         return [steps] if save == "last" else list(range(steps + 1))
-    points = save.tolist() if isinstance(save, Tensor) else list(save)
+    points = save.tolist() if isinstance(save, Tensor) else list(save) if isinstance(save, Iterable) else []
     whole = all(isinstance(point, int) and -steps - 1 <= point <= steps for point in points)
     if not points or not whole:
         msg = f"save must be 'last', 'all' or indices within the {steps + 1} grid points; given {describe(save)}"

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from picard.device import send
 from picard.plan import Plan
 from picard.shapes import Bool, Float, Int
 
@@ -137,7 +138,7 @@ class Window:
         offsets = torch.arange(self.nodes)
         index = (torch.tensor(self.begin)[:, None] + offsets).clamp_max(self._nodes - 1)
         inside = offsets < torch.tensor(self.width)[:, None]
-        return index.to(self.z.device, non_blocking=True), inside.to(self.z.device, non_blocking=True)
+        return send(index, self.z), send(inside, self.z)
 
     def slide(
         self,
@@ -163,10 +164,11 @@ class Window:
             self.samples, self.begin, self.width = [], [], []
             return
         if len(keep) < len(stride):
-            states, values = states[keep], values[keep]
+            kept = send(keep, self.z)
+            states, values = states[kept], values[kept]
             for name in _BUFFERS:
-                kept = getattr(self, name)
-                setattr(self, name, kept if kept is None else kept[keep])
+                buffer = getattr(self, name)
+                setattr(self, name, buffer if buffer is None else buffer[kept])
         old = _Old(self.begin, self.width, keep)
         stride, end, limit = ([one[i] for i in keep] for one in (stride, end, limit))
         self.samples = [self.samples[i] for i in keep]
@@ -182,19 +184,19 @@ class Window:
 
     def _move_states(self, known: Tensor, values: Tensor, old: _Old, end: Sequence[int]) -> None:
         """Shift every buffer; in `known` the old slots come first, then the guessed nodes after `end`."""
-        device, history = self.z.device, self.history
+        history = self.history
         shift = torch.tensor(self.begin)[:, None] - torch.tensor(old.begin)[:, None]
         usable = torch.tensor(end)[:, None] - torch.tensor(old.begin)[:, None]
         slots = torch.arange(history + self.nodes + 1) + shift
         guessed = history + old.nodes + 1 + slots - (usable + history + 1)
         source = torch.where(slots <= usable + history, slots, guessed).clamp_max(known.shape[1] - 1)
-        before = (torch.arange(self.nodes) + shift).clamp_max(old.nodes - 1).to(device)
-        seen = (torch.arange(self.nodes) + shift < usable).to(device)
+        before = send((torch.arange(self.nodes) + shift).clamp_max(old.nodes - 1), known)
+        seen = send(torch.arange(self.nodes) + shift < usable, known)
         old_values = self.values[:, history:]
-        self.z = take(known, source.to(device))
+        self.z = take(known, send(source, known))
         self.z_before, self.values_before = take(self.argument, before), take(old_values, before)
         past = torch.arange(history) + shift
-        self.values = torch.cat([take(values, past.to(device)), torch.zeros_like(self.z[:, history + 1 :])], 1)
+        self.values = torch.cat([take(values, send(past, known)), torch.zeros_like(self.z[:, history + 1 :])], 1)
         self.evaluated = seen
         self.slope = self.slope.gather(1, before)
         self.known = self.known.gather(1, before) & seen
@@ -206,12 +208,12 @@ class Window:
         nodes = torch.tensor(self.begin)[:, None] + torch.arange(self.nodes)
         had = nodes - torch.tensor(old.begin)[:, None]
         kept = had < torch.tensor(old.width)[:, None]
-        moved = take(self.noise, had.clamp_max(old.nodes - 1).to(self.z.device))
+        moved = take(self.noise, send(had.clamp_max(old.nodes - 1), self.z))
         fresh = ~kept & (nodes < torch.tensor(self.begin)[:, None] + torch.tensor(self.width)[:, None])
         place = torch.nonzero(fresh)
         if len(place):
             drawn = self._draw([self.samples[i] for i in place[:, 0].tolist()], nodes[fresh].tolist())
-            rows, slots = place.to(self.z.device).unbind(1)
+            rows, slots = send(place, self.z).unbind(1)
             moved[rows, slots] = drawn
         self.noise = moved
 

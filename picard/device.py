@@ -1,0 +1,21 @@
+"""Small host tensors on their way to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def send(values: Tensor | Sequence[int], like: Tensor) -> Tensor:
+    """Copy indices to a tensor's device without waiting for it.
+
+    Args:
+        values: a tensor on the CPU, or integers.
+        like: any tensor on the device.
+    """
+    host = torch.as_tensor(values)
+    if like.device.type == "cuda" and host.device.type == "cpu":  # only a copy from pinned memory does not wait
+        host = host.pin_memory()
+    return host.to(like.device, non_blocking=True)
