@@ -17,11 +17,11 @@ from picard.shapes import Float
 class LawCertificate:
     """A bound on the total variation distance between the laws of the parallel and the sequential sampler.
 
-    Let d_m be the difference between the increment a sample was given at node m and the one the sequential sampler
-    gives at the same accepted states, and c_m the noise scale there. The chain rule of the Kullback-Leibler divergence
+    Let `d[m]` be the difference between the increment a sample was given at node m and the one the sequential sampler
+    gives at the same accepted states, and `c[m]` the noise scale there. The chain rule of the Kullback-Leibler divergence
     and Pinsker's inequality give, with no assumption on contraction,
 
-        KL = E sum_m |d_m|^2 / (2 c_m^2),        TV <= sqrt(KL / 2).
+        `KL = E sum_m |d[m]|^2 / (2 c[m]^2)`,        `TV <= sqrt(KL / 2)`.
 
     Assumptions: the scheme is causal (an accepted state depends on earlier noise only, which holds for every
     linearization and guess of this library), every step has noise except those whose field was evaluated at the
@@ -73,7 +73,7 @@ class PathCertificate:
     def trajectory_bound(self, lipschitz: float | None = None) -> Float[Tensor, " batch"]:
         """Bound the Euclidean distance of the final states by the discrete Gronwall inequality.
 
-        The bound satisfies the plan's own recurrence, E[m+1] = sum_p (|a[m,p]| + L |b[m,p]|) E[m-p] + defect[m].
+        The bound satisfies the plan's own recurrence, `E[m+1] = sum_p (|a[m,p]| + L |b[m,p]|) E[m-p] + defect[m]`.
 
         Args:
             lipschitz: Lipschitz constant L of the field in the state, at all times; by default the estimate, with

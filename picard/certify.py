@@ -86,7 +86,7 @@ class Certifier:
         begin: Sequence[int],
         stride: Sequence[int],
         states: Float[Tensor, "batch nodes dims"],
-        values: Float[Tensor, "batch nodes dims"],
+        values: Float[Tensor, "batch inner dims"],
     ) -> None:
         """Note what a round accepted; the field at every window's first node is exact.
 

@@ -145,4 +145,12 @@ def resolve_guess(given: object, plan: Plan, tables: Tables, x0: Tensor, wide: t
         msg = "a warm start must be finite; given a trajectory with non-finite values"
         raise InvalidProblemError(msg)
     states = trajectory.to(x0.device, wide).flatten(2)
-    return Warm(states[plan.step])
+    share = send(_share_of_step(plan).to(wide), states)[:, None, None]
+    return Warm(torch.lerp(states[plan.step], states[plan.step + 1], share))
+
+
+def _share_of_step(plan: Plan) -> Tensor:
+    """Say how far into its step every node is, from 0 to 1; nodes inside a step start between its two grid points."""
+    starts = plan.times[plan.grid_nodes[:-1]]
+    length = torch.cat([starts.diff(), plan.factor[-1:, 1] if plan.yardstick is None else starts.new_ones(1)])
+    return ((plan.times - starts[plan.step]) / length[plan.step]).clamp(0, 1)

@@ -48,7 +48,8 @@ class Tolerance(ABC):
 class RelAbs(Tolerance):
     """Accept changes up to `atol + rtol * RMS(state)`; the default for ODEs and SDEs.
 
-    It bounds the distance to the sequential solution on the same grid, not to the exact solution of the equation.
+    It looks at the distance to the sequential solution on the same grid, not to the exact solution of the equation, and
+    at every state for itself: an equation that spreads errors spreads what is accepted here too.
 
     Attributes:
         rtol: relative part.
