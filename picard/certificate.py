@@ -18,8 +18,8 @@ class LawCertificate:
     """A bound on the total variation distance between the laws of the parallel and the sequential sampler.
 
     Let `d[m]` be the difference between the increment a sample was given at node m and the one the sequential sampler
-    gives at the same accepted states, and `c[m]` the noise scale there. The chain rule of the Kullback-Leibler divergence
-    and Pinsker's inequality give, with no assumption on contraction,
+    gives at the same accepted states, and `c[m]` the noise scale there. The chain rule of the Kullback-Leibler
+    divergence and Pinsker's inequality give, with no assumption on contraction,
 
         `KL = E sum_m |d[m]|^2 / (2 c[m]^2)`,        `TV <= sqrt(KL / 2)`.
 

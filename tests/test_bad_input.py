@@ -1,0 +1,209 @@
+"""Bad input is refused with the right class and a message that says what must hold, what came, and what to write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import picard
+from picard import (
+    SDE,
+    Diffusion,
+    FixedRounds,
+    InvalidGridError,
+    InvalidProblemError,
+    Noise,
+    NoiseRatio,
+    NotSupportedError,
+    PicardError,
+    RelAbs,
+    UnknownMethodError,
+    sequential,
+    solve,
+)
+from picard.integrators import DDIM, DDPM, DPMSolver
+from tests.problems import F64, diffusion, pendulum, sde, start, times
+
+pytestmark = pytest.mark.usefixtures("unchecked")  # what picard itself says of a wrong type is the subject here
+Make = Callable[[], Any]
+X = start(2, 3)
+NAN = float("nan")
+
+
+def drifting(output: Callable[[Tensor], Any]) -> Make:
+    """Solve with a drift that returns something else than it should."""
+    return lambda: solve(picard.ODE(lambda t, x: output(x), X), times(5), method="euler")
+
+
+def gridded(grid: Any) -> Make:
+    return lambda: solve(pendulum(), grid, method="euler")
+
+
+def optioned(**options: Any) -> Make:
+    return lambda: solve(pendulum(), times(5), **{"method": "euler", **options})
+
+
+def stochastic(**changes: Any) -> Make:
+    options: dict[str, Any] = {"drift": lambda t, x: -x, "diffusion": lambda t, x: x, "x0": X}
+    return lambda: solve(SDE(**{**options, "noise": Noise.from_seed(0), **changes}), times(5), method="euler")
+
+
+GRIDS: dict[str, tuple[Any, Sequence[str]]] = {
+    "turning": ([0.0, 1.0, 0.5], ["strictly increasing or strictly decreasing", "at index 1"]),
+    "repeating": ([0.0, 1.0, 1.0], ["strictly", "drop repeats"]),
+    "constant": ([1.0, 1.0, 1.0], ["strictly"]),
+    "turning late": ([3.0, 2.0, 1.0, 2.0], ["1 followed by 2 at index 2"]),
+    "not finite": ([0.0, NAN, 1.0], ["finite"]),
+    "infinite": ([0.0, 1.0, float("inf")], ["finite"]),
+    "empty": ([], ["at least two points", "torch.linspace"]),
+    "one point": ([0.0], ["at least two points", "torch.linspace"]),
+    "two end points": ([0.0, 1.0], ["name every step", "torch.linspace"]),
+    "two-dimensional": ([[0.0, 1.0, 2.0]], ["one-dimensional", "(1, 3)"]),
+}
+
+
+@pytest.mark.parametrize("solver", [solve, sequential])
+@pytest.mark.parametrize("problem", [pendulum(), sde()], ids=["ode", "sde"])
+@pytest.mark.parametrize(("values", "says"), GRIDS.values(), ids=GRIDS)
+def test_grids(solver: Callable[..., Any], problem: Any, values: Any, says: Sequence[str]) -> None:
+    refuses(partial(solver, problem, torch.tensor(values, dtype=F64), method="euler"), InvalidGridError, says)
+
+
+CASES: dict[str, tuple[Make, type[Exception], Sequence[str]]] = {
+    "integer grid": (gridded(torch.arange(5)), InvalidGridError, ["floating dtype", "int64", ".double()"]),
+    "complex grid": (gridded(torch.zeros(3, dtype=torch.complex64)), InvalidGridError, ["floating", "complex64"]),
+    "list as grid": (gridded([0.0, 0.5, 1.0]), InvalidGridError, ["floating tensor", "torch.linspace"]),
+    "steps for an ode": (gridded(100), InvalidGridError, ["floating tensor", "100 (int)", "torch.linspace"]),
+    "steps for an sde": (lambda: solve(sde(), 100, method="euler"), InvalidGridError, ["tensor", "100 (int)"]),
+    "absorbed elsewhere": (
+        lambda: solve(sde().absorb(times(5)), times(6), method="euler"),
+        InvalidGridError,
+        ["grid it was absorbed on", "sde.absorb(grid)"],
+    ),
+    # the start
+    "no batch": (lambda: picard.ODE(lambda t, x: x, X[0]), InvalidProblemError, ["(batch, *state)", "(3,)", "[None]"]),
+    "no tensor": (lambda: picard.ODE(lambda t, x: x, 1.0), InvalidProblemError, ["x0", "1.0 (float)"]),  # type: ignore[arg-type]
+    "integers": (lambda: picard.ODE(lambda t, x: x, X.long()), InvalidProblemError, ["int64", ".float()"]),
+    "empty batch": (lambda: picard.ODE(lambda t, x: x, X[:0]), InvalidProblemError, ["at least one", "(0, 3)"]),
+    "nan start": (lambda: picard.ODE(lambda t, x: x, X * NAN), InvalidProblemError, ["finite", "6 non-finite"]),
+    "nan start of sampling": (lambda: diffusion_from(X / 0), InvalidProblemError, ["x_T", "finite"]),
+    "no batch of sampling": (lambda: diffusion_from(X[0]), InvalidProblemError, ["x_T[None]"]),
+    # the drift
+    "other shape": (drifting(lambda x: x[:, :2]), InvalidProblemError, ["what it is given", ", 3)", ", 2)"]),
+    "other dtype": (drifting(lambda x: x.float()), InvalidProblemError, ["float64", "float32"]),
+    "other device": (drifting(lambda x: x.to("meta")), InvalidProblemError, ["on cpu", "on meta"]),
+    "a tuple": (drifting(lambda x: (x,)), InvalidProblemError, ["returned", "tuple"]),
+    "none": (drifting(lambda x: None), InvalidProblemError, ["returned", "NoneType"]),
+    "not callable": (lambda: picard.ODE(3, X), InvalidProblemError, ["drift(t, x, **cond)", "3 (int)"]),  # type: ignore[arg-type]
+    "no problem": (lambda: solve("ode", times(5), method="euler"), InvalidProblemError, ["ODE, an SDE or a Diffusion"]),  # type: ignore[arg-type]
+    "cond no mapping": (lambda: picard.ODE(lambda t, x: x, X, cond=[1]), InvalidProblemError, ["cond=dict("]),  # type: ignore[arg-type]
+    # the noise of an SDE
+    "diffusion's shape": (stochastic(diffusion=lambda t, x: x[:, :1]), InvalidProblemError, [", 3)", ", 1)"]),
+    "diffusion's dtype": (stochastic(diffusion=lambda t, x: x.float()), InvalidProblemError, ["float64", "float32"]),
+    "no channels": (stochastic(noise_type="general"), InvalidProblemError, ["(rows, *state, channels)", "(2, 3)"]),
+    "no scalar channel": (stochastic(noise_type="scalar"), InvalidProblemError, [", 3, 1)", ", 3),"]),
+    "noise type": (stochastic(noise_type="diagnal"), InvalidProblemError, ["did you mean 'diagonal'"]),
+    "noise no Noise": (stochastic(noise=3), InvalidProblemError, ["picard.Noise", "Noise.from_seed(0)"]),
+    "too few seeds": (
+        stochastic(noise=Noise.from_seed([1])),
+        InvalidProblemError,
+        ["1 for a batch of 2", "one integer"],
+    ),
+    "too many seeds": (lambda: with_noise(Noise.from_seed([1, 2, 3])), InvalidProblemError, ["3 for a batch of 2"]),
+    "no seed": (lambda: Noise.from_seed([]), InvalidProblemError, ["a seed must be an integer"]),
+    "negative seed": (lambda: Noise.from_seed(-1), InvalidProblemError, ["[0, 2**64)", "-1"]),
+    "large seed": (lambda: Noise.from_seed([2**64]), InvalidProblemError, ["[0, 2**64)"]),
+    "seed of another type": (lambda: Noise.from_seed([True]), InvalidProblemError, ["integer"]),
+    "noise too short": (
+        stochastic(noise=Noise.from_tensor(torch.zeros(4, 2, 3))),
+        InvalidProblemError,
+        ["(5, 2, 3)", "(4, 2, 3)"],
+    ),
+    "noise of another batch": (
+        stochastic(noise=Noise.from_tensor(torch.zeros(5, 3, 3))),
+        InvalidProblemError,
+        ["(5, 2, 3)", "(5, 3, 3)"],
+    ),
+    "integer noise": (lambda: Noise.from_tensor(torch.zeros(5, 2, dtype=torch.int64)), InvalidProblemError, ["int64"]),
+    "path of another shape": (
+        stochastic(noise=Noise.from_brownian(lambda a, b: torch.zeros(2, 4))),
+        InvalidProblemError,
+        ["(2, 3)", "(2, 4)"],
+    ),
+    "path for a model": (
+        lambda: with_noise(Noise.from_brownian(lambda a, b: X)),
+        NotSupportedError,
+        ["Noise.from_seed"],
+    ),
+    "coarsen": (lambda: Noise.from_seed(0).coarsen(0), InvalidProblemError, ["at least 1", "0"]),
+    # methods
+    "unknown method": (optioned(method="eulr"), UnknownMethodError, ["'eulr'", "did you mean 'euler'", "rk4"]),
+    "no method": (optioned(method=3), UnknownMethodError, ["3 (int)", "DDIM(eta=0.5)"]),
+    "a class as method": (optioned(method=DDIM), UnknownMethodError, ["DDIM(eta=0.5)"]),
+    "sampler on an ode": (optioned(method="ddim"), NotSupportedError, ["noise levels of a diffusion model", "euler"]),
+    "rk4 on a model": (lambda: solve(diffusion(), 5, method="rk4"), NotSupportedError, ["RK4", "dpmsolver++"]),
+    "heun on an ito sde": (lambda: solve(sde(), times(5), method="heun"), NotSupportedError, ["Ito", "method='euler'"]),
+    "eta": (lambda: DDIM(eta=-1), InvalidProblemError, ["not negative", "DDIM(eta=0.0)"]),
+    "variance": (lambda: DDPM("fixed"), InvalidProblemError, ["'fixed'", "fixed_small"]),  # type: ignore[arg-type]
+    "order": (lambda: DPMSolver(4), InvalidProblemError, ["1, 2 or 3", "4"]),
+    # options
+    "window": (optioned(window=0), InvalidProblemError, ["window", "at least 1", "0 (int)"]),
+    "negative window": (optioned(window=-3), InvalidProblemError, ["at least 1", "-3"]),
+    "window of another type": (optioned(window=2.5), InvalidProblemError, ["integer", "2.5 (float)"]),
+    "window as a flag": (optioned(window=True), InvalidProblemError, ["integer", "True (bool)"]),
+    "max_rows": (optioned(max_rows=0), InvalidProblemError, ["max_rows", "at least 1"]),
+    "max_rounds": (optioned(max_rounds=0), InvalidProblemError, ["max_rounds", "at least 1"]),
+    "misspelt option": (optioned(windw=3), TypeError, ["windw"]),
+    "misspelt option of sequential": (
+        lambda: sequential(pendulum(), times(5), method="euler", window=3),  # type: ignore[call-arg]
+        TypeError,
+        ["window"],
+    ),
+    "linearization": (optioned(linearization="secnt"), InvalidProblemError, ["did you mean 'secant'", "frozen"]),
+    "guess": (optioned(guess="hld"), InvalidProblemError, ["did you mean 'hold'", "copy"]),
+    "warm start's shape": (optioned(guess=torch.zeros(5, 2, 2)), InvalidProblemError, ["(6, 2, 2)", "save='all'"]),
+    "warm start's values": (optioned(guess=torch.full((6, 2, 2), NAN)), InvalidProblemError, ["must be finite"]),
+    "warm start from a last state": (
+        lambda: solve(pendulum(), times(5), method="euler", guess=solve(pendulum(), times(5), method="euler")),
+        InvalidProblemError,
+        ["(6, 2, 2)", "(1, 2, 2)", "save='all'"],
+    ),
+    "save": (optioned(save="lst"), InvalidProblemError, ["did you mean 'last'", "indices"]),
+    "save outside": (optioned(save=[0, 6]), InvalidProblemError, ["within the 6 grid points"]),
+    "save nothing": (optioned(save=[]), InvalidProblemError, ["'last', 'all' or indices"]),
+    "save unordered": (optioned(save=[3, 1]), InvalidProblemError, ["ascend without repeats"]),
+    "save twice": (optioned(save=[1, 1]), InvalidProblemError, ["without repeats"]),
+    "save of another type": (optioned(save=3), InvalidProblemError, ["'last', 'all' or indices"]),
+    "tolerance": (optioned(tolerance=-1.0), InvalidProblemError, ["not negative", "-1"]),
+    "tolerance as text": (optioned(tolerance="small"), InvalidProblemError, ["a number", "NoiseRatio(0.1)"]),
+    "infinite tolerance": (lambda: RelAbs(rtol=float("inf")), InvalidProblemError, ["rtol", "finite"]),
+    "no rounds": (lambda: FixedRounds(0), InvalidProblemError, ["at least one round"]),
+    "noise ratio of an ode": (optioned(tolerance=NoiseRatio(0.1)), NotSupportedError, ["RelAbs(rtol, atol)"]),
+}
+
+
+def diffusion_from(x: Tensor) -> Diffusion:
+    return Diffusion(diffusion().denoiser, x)
+
+
+def with_noise(noise: Noise) -> Any:
+    return solve(Diffusion(diffusion().denoiser, X, noise=noise), 5, method="ddpm")
+
+
+def refuses(make: Make, error: type[Exception], says: Sequence[str]) -> None:
+    with pytest.raises(error) as caught:
+        make()
+    assert type(caught.value) is error
+    assert isinstance(caught.value, (PicardError, TypeError))
+    for part in says:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(("make", "error", "says"), CASES.values(), ids=CASES)
+def test_it_is_refused(make: Make, error: type[Exception], says: Sequence[str]) -> None:
+    refuses(make, error, says)

@@ -1,0 +1,148 @@
+"""Bad schedules, networks, guidance and steps of a diffusion model are refused with the line to write instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import picard
+from picard import (
+    Denoiser,
+    Diffusion,
+    Guidance,
+    InvalidGridError,
+    InvalidProblemError,
+    NotSupportedError,
+    PicardError,
+    Schedule,
+    solve,
+)
+from tests.problems import F64, SCHEDULES, diffusion, network, start
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+Make = Callable[[], Any]
+LINEAR, KARRAS, FLOW = SCHEDULES["linear"], SCHEDULES["karras"], SCHEDULES["flow"]
+
+
+def sampled(grid: Any, schedule: Schedule = LINEAR) -> Make:
+    return lambda: solve(diffusion(schedule), grid, method="ddim")
+
+
+def trained(values: Any, **options: Any) -> Make:
+    given = torch.tensor(values, dtype=F64) if isinstance(values, list) else values
+    return lambda: Schedule.from_alphas_cumprod(given, **options)
+
+
+def denoiser(**options: Any) -> Make:
+    return lambda: Denoiser(**{"model": network(LINEAR, "epsilon"), "schedule": LINEAR, **options})
+
+
+def answering(output: Callable[[Tensor], Any], **options: Any) -> Make:
+    """Sample from a network that returns something else than it should."""
+
+    def model(x: Tensor, t: Tensor, **_: Any) -> Any:
+        return output(x)
+
+    made = Denoiser(model, LINEAR, **{"prediction": "sample", **options})
+    return lambda: solve(Diffusion(made, start(2, 3), cond={"label": torch.zeros(2)}), 5, method="ddim")
+
+
+def guided(guidance: Guidance, **cond: Any) -> Diffusion:
+    made = Denoiser(network(LINEAR, "sample"), LINEAR, prediction="sample", guidance=guidance)
+    return Diffusion(made, start(2, 3), cond=cond)
+
+
+CASES: dict[str, tuple[Make, type[Exception], Sequence[str]]] = {
+    # schedules
+    "above one": (trained([1.1, 0.5]), InvalidProblemError, ["(0, 1]", "0.5 to 1.1", "cumprod"]),
+    "zero": (trained([0.9, 0.0]), InvalidProblemError, ["(0, 1]", "0 to 0.9"]),
+    "negative": (trained([0.9, -0.1]), InvalidProblemError, ["(0, 1]", "-0.1"]),
+    "nan": (trained([0.9, float("nan")]), InvalidProblemError, ["(0, 1]"]),
+    "increasing": (trained([0.5, 0.9]), InvalidProblemError, ["decrease"]),
+    "empty": (trained([]), InvalidProblemError, ["one-dimensional floating", "(0,)"]),
+    "matrix": (trained([[0.9, 0.5]]), InvalidProblemError, ["one-dimensional floating", "(1, 2)"]),
+    "integers": (trained(torch.ones(3, dtype=torch.int64)), InvalidProblemError, ["floating", "int64"]),
+    "array": (trained((0.9, 0.5)), InvalidProblemError, ["floating tensor", "tuple"]),
+    "spacing": (trained([0.9, 0.5], spacing="trailling"), InvalidProblemError, ["did you mean 'trailing'"]),
+    "final": (trained([0.9, 0.5], final="last"), InvalidProblemError, ["unknown final 'last'", "first"]),
+    "beta above one": (lambda: Schedule.linear(beta_end=1.5), InvalidProblemError, ["(0, 1]"]),
+    "sigma range": (lambda: Schedule.karras(2.0, 1.0), InvalidProblemError, ["sigma_min < sigma_max", "2, 1"]),
+    "rho": (lambda: Schedule.karras(rho=0.0), InvalidProblemError, ["positive rho"]),
+    "shift": (lambda: Schedule.flow(shift=-1.0), InvalidProblemError, ["positive", "-1"]),
+    # networks
+    "prediction": (denoiser(prediction="epsilom"), InvalidProblemError, ["did you mean 'epsilon'", "v_prediction"]),
+    "model": (denoiser(model=3), InvalidProblemError, ["model(x, t, **cond)", "3 (int)"]),
+    "schedule": (denoiser(schedule="linear"), InvalidProblemError, ["picard.Schedule", "Schedule.linear()"]),
+    "clip": (denoiser(clip=-1.0), InvalidProblemError, ["clip must be positive", "-1.0"]),
+    "misspelt option": (denoiser(predictions="sample"), TypeError, ["predictions"]),
+    "no denoiser": (lambda: Diffusion(3, start(2, 3)), InvalidProblemError, ["Denoiser(model, schedule)"]),  # type: ignore[arg-type]
+    "network's shape": (answering(lambda x: torch.cat([x, x], 1)), InvalidProblemError, [", 3)", ", 6)", "variance"]),
+    "network's object": (answering(lambda x: {"sample": x}), InvalidProblemError, ["dict", "`.sample`"]),
+    "network's device": (
+        answering(lambda x: x.to("meta"), prediction="epsilon"),
+        InvalidProblemError,
+        ["on cpu", "on meta"],
+    ),
+    "epsilon of pure noise": (
+        lambda: solve(diffusion(FLOW, "epsilon"), 5, method="ddim"),
+        NotSupportedError,
+        ["alpha is 0", "v_prediction", "later timestep"],
+    ),
+    # guidance
+    "unknown uncond": (
+        lambda: guided(Guidance(2.0, {"lable": None}), label=torch.zeros(2)),
+        InvalidProblemError,
+        ["['lable']", "['label']"],
+    ),
+    "rescale": (lambda: Guidance(2.0, rescale=1.5), InvalidProblemError, ["between 0 and 1", "1.5"]),
+    "uncond's shape": (
+        answering(lambda x: x, guidance=Guidance(2.0, {"label": torch.zeros(2, 4)})),
+        InvalidProblemError,
+        ["label"],
+    ),
+    # steps
+    "too many steps": (sampled(1001), InvalidGridError, ["between 1 and the 1000 training steps", "1001"]),
+    "no steps": (sampled(0), InvalidGridError, ["between 1 and", "0"]),
+    "no sigma steps": (sampled(0, KARRAS), InvalidGridError, ["at least 1"]),
+    "a flag": (sampled(True), InvalidGridError, ["number of steps", "True (bool)"]),
+    "a float": (sampled(50.0), InvalidGridError, ["number of steps", "50.0 (float)"]),
+    "a list": (sampled([900, 500, 100]), InvalidGridError, ["tensor of timesteps", "list"]),
+    "increasing timesteps": (sampled(torch.tensor([1, 5, 9])), InvalidGridError, ["decrease strictly", "t.flip(0)"]),
+    "repeated timesteps": (sampled(torch.tensor([9, 5, 5])), InvalidGridError, ["decrease strictly", "unique"]),
+    "timesteps beyond": (sampled(torch.tensor([1000, 5])), InvalidGridError, ["whole training steps within [0, 1000)"]),
+    "negative timesteps": (sampled(torch.tensor([5, -1])), InvalidGridError, ["within [0, 1000)"]),
+    "broken timesteps": (sampled(torch.tensor([9.5, 5.0])), InvalidGridError, ["whole"]),
+    "no timesteps": (sampled(torch.tensor([], dtype=torch.int64)), InvalidGridError, ["one-dimensional", "(0,)"]),
+    "a matrix of timesteps": (sampled(torch.tensor([[9, 5]])), InvalidGridError, ["one-dimensional", "(1, 2)"]),
+    "integer sigmas": (sampled(torch.tensor([5, 1]), KARRAS), InvalidGridError, ["floating", "int64"]),
+    "increasing sigmas": (sampled(torch.tensor([1.0, 5.0]), KARRAS), InvalidGridError, ["decrease strictly"]),
+    "a final zero": (sampled(torch.tensor([5.0, 0.0]), KARRAS), InvalidGridError, ["the final 0 is added"]),
+    "sigmas beyond one": (sampled(torch.tensor([1.5, 0.5]), FLOW), InvalidGridError, ["not exceed 1"]),
+    "nan sigmas": (sampled(torch.tensor([5.0, float("nan")]), KARRAS), InvalidGridError, ["decrease strictly"]),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "says"), CASES.values(), ids=CASES)
+def test_it_is_refused(make: Make, error: type[Exception], says: Sequence[str]) -> None:
+    with pytest.raises(error) as caught:
+        make()
+    assert type(caught.value) is error
+    assert isinstance(caught.value, (PicardError, TypeError))
+    for part in says:
+        assert part in str(caught.value)
+
+
+def test_the_classes_are_what_a_user_would_catch() -> None:
+    for error in (picard.InvalidProblemError, picard.InvalidGridError, picard.UnknownMethodError):
+        assert issubclass(error, (PicardError, ValueError))
+        assert issubclass(error, ValueError)
+    assert issubclass(picard.NotConvergedError, RuntimeError)
+    assert issubclass(picard.NonFiniteError, ArithmeticError)
+    assert issubclass(picard.NotSupportedError, NotImplementedError)
+    missing = picard.MissingDependencyError("tqdm", "all")
+    assert isinstance(missing, ImportError)
+    assert "pip install 'torch-picard[all]'" in str(missing)
