@@ -208,7 +208,7 @@ def _accept(
     age = torch.cat([window.age[:, 1:], torch.zeros_like(window.age[:, :1])], 1)
     after = (index + 1).clamp_max(setup.plan.nodes - 1)
     bound = setup.tolerance.bound(Candidates(size, age, None if yardstick is None else yardstick[after]))
-    bound = bound + _FLOOR * torch.finfo(states.dtype).eps * size
+    bound = setup.linearization.share * bound + _FLOOR * torch.finfo(states.dtype).eps * size
     close = (change <= bound) & torch.isfinite(change) & _tested(setup, index, inside)
     passed = close.cumprod(1).bool() if settled is None else settled
     usable = (torch.isfinite(top.to(setup.problem.x0.dtype)) & inside).cumprod(1).sum(1)

@@ -61,7 +61,7 @@ def test_the_default_needs_half_as_many(name: str, most_rounds: float, most_eval
     [
         "act32",
         pytest.param("gmm2", marks=pytest.mark.slow),
-        pytest.param("img256", marks=[pytest.mark.slow, pytest.mark.xfail(reason="2.5 times the preset's error")]),
+        pytest.param("img256", marks=pytest.mark.slow),
     ],
 )
 def test_the_default_is_as_accurate(name: str) -> None:
