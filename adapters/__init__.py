@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from . import diffusers
+from .parallelize import parallelize, restore
+
+__all__ = ["diffusers", "parallelize", "restore"]

@@ -22,10 +22,13 @@ from picard.errors import (
 from picard.grid import Levels, Times
 from picard.noise import Noise
 from picard.ode import ODE
+from picard.odeint import odeint
 from picard.plan import Integrator, Plan
 from picard.progress import RoundInfo
+from picard.rowwise import rowwise
 from picard.schedule import Schedule
 from picard.sde import SDE
+from picard.sdeint import sdeint
 from picard.sequential import sequential
 from picard.solution import Solution, Stats, Status
 from picard.solve import solve
@@ -72,7 +75,10 @@ __all__ = [
     "UnknownMethodError",
     "adapters",
     "integrators",
+    "odeint",
     "presets",
+    "rowwise",
+    "sdeint",
     "sequential",
     "solve",
 ]

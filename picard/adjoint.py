@@ -12,6 +12,7 @@ from torch import Tensor
 from picard.engine import Setup
 from picard.errors import InvalidGridError
 from picard.grid import Times
+from picard.noise import Noise
 from picard.plan import Plan
 from picard.prepare import Prepared
 from picard.problem import Problem
@@ -115,7 +116,7 @@ class AdjointProblem(Problem):
     field_at: FieldAtNodes
     x0: Tensor
     cond: Mapping[str, Any]
-    noise: None = None
+    noise: Noise | None = None
 
     def points(self, grid: Any) -> Times:
         """Refuse: the plan is given."""

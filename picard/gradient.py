@@ -121,7 +121,9 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_ys: Tensor, by_final: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # as torch documents it
+        ctx: Any, by_ys: Tensor, by_final: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, ...]:
         """Solve the adjoint recurrence backward in time."""
         task: _Task = ctx.task
         (states,) = ctx.saved_tensors
@@ -228,6 +230,6 @@ def _leaves(value: Tensor) -> list[Tensor]:
             continue
         seen.add(function)
         if hasattr(function, "variable"):
-            leaves.append(function.variable)
+            leaves.append(getattr(function, "variable"))  # noqa: B009  # only leaves have it, which torch does not declare
         todo.extend(after for after, _ in function.next_functions if after is not None)
     return leaves

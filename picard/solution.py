@@ -10,9 +10,11 @@ from torch import Tensor
 
 from picard.certificate import LawCertificate, PathCertificate
 from picard.errors import NotConvergedError
+from picard.interpolate import interpolate
 
 if TYPE_CHECKING:
     from picard.noise import Noise
+    from picard.problem import Problem
 
 
 class Status(IntEnum):
@@ -94,6 +96,25 @@ class Solution:
     def success(self) -> bool:
         """Whether every sample converged."""
         return all(status is Status.CONVERGED for status in self.status)
+
+    def interpolate(self, t: Tensor, problem: Problem) -> Tensor:
+        """Evaluate the trajectory of an ODE between its points, by cubic Hermite polynomials.
+
+        The drift is evaluated once more, in one call, at the points around the wanted times. The error is of order
+        four in the distance of the points: solve with `save="all"`.
+
+        Args:
+            t: times within `ts`, of any shape (*times).
+            problem: the ODE that was solved.
+
+        Returns:
+            The states at t, shape (*times, batch, *state).
+
+        Raises:
+            InvalidGridError: if a time lies outside `ts`, or `ts` is a single point.
+            NotSupportedError: if the problem is no ODE: a path with noise is not smooth between grid points.
+        """
+        return interpolate(self.ts, self.ys, t, problem)
 
     def raise_for_status(self) -> None:
         """Raise if a sample did not converge.

@@ -1,5 +1,8 @@
 """Gradients through a solve equal autograd through the sequential reference, and cost what they should."""
 
+# torchdiffeq, torchsde and diffusers carry no or loose types, from which pyright infers unions:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

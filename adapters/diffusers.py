@@ -1,0 +1,239 @@
+"""Diffusers: any scheduler's loop as a plan, and sampling from a model with a scheduler, parallel in time."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from picard.errors import InvalidProblemError, NotSupportedError, describe
+from picard.grid import Levels
+from picard.noise import Noise
+from picard.plan import Plan
+from picard.problem import Problem, check_callable, check_cond, check_state
+from picard.rows import Rows
+from picard.sequential import sequential
+from picard.solution import Solution
+from picard.solve import solve
+
+from .probe import Options, advance, model_input, prepared_copy, sort_options, visited
+from .trace import Trace, trace_loop
+
+__all__ = ["sample", "trace"]
+
+
+def trace(scheduler: Any, steps: int, *, scheduler_options: Mapping[str, Any] | None = None) -> Plan:
+    """Read a Diffusers scheduler's whole loop off as a plan, by running a copy of it once on probe values.
+
+    For fixed timesteps a scheduler's loop is affine in the start, the model's outputs and the noise. The plan's state
+    is the model's input (after `scale_model_input`), its field the data prediction, its times what the model is given.
+    Every model call is one node and one step. Clipping of the data prediction is left out: it belongs to the denoiser.
+
+    Args:
+        scheduler: any scheduler with the usual `set_timesteps` and `step`; it is not changed.
+        steps: number of inference steps.
+        scheduler_options: more arguments of `set_timesteps` or `step`, for example `{"eta": 0.5}` or `{"mu": 1.0}`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        NotSupportedError: if the scheduler's loop has no such form; says why, and which setting causes it.
+        TypeError: if an option is unknown.
+    """
+    found = trace_loop(scheduler, steps, sort_options(scheduler, scheduler_options or {}))
+    if not found.independent:
+        msg = (
+            f"{type(scheduler).__name__} lets one draw of noise enter several steps, which a plan cannot say: "
+            "use picard.adapters.diffusers.sample, which takes the noise as the scheduler draws it"
+        )
+        raise NotSupportedError(msg)
+    return found.plan()
+
+
+def sample(
+    model: Callable[..., Any],
+    scheduler: Any,
+    latents: Tensor,
+    *,
+    num_inference_steps: int,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    cond: Mapping[str, Any] | None = None,
+    scheduler_options: Mapping[str, Any] | None = None,
+    parallel: bool = True,
+    **solve_options: Any,
+) -> Solution:
+    """Sample from a model with a Diffusers scheduler, parallel in time.
+
+    The result is that of the scheduler's own loop: `model(scheduler.scale_model_input(x, t), t)`, `scheduler.step`.
+
+    Args:
+        model: called as `model(x, t, **cond)` with x (rows, *state), t (rows,); returns a tensor, a tuple with the
+            tensor first, or an output with `.sample`, as the models of Diffusers do.
+        scheduler: any scheduler that `trace` understands; it is not changed.
+        latents: standard normal start, shape (batch, *state), scaled here by the scheduler's `init_noise_sigma`.
+        num_inference_steps: number of steps.
+        generator: draws the noise of stochastic schedulers in the scheduler's own order, so that the same generator
+            gives the same sample as the sequential loop; one, or a list with one a sample.
+        cond: keyword arguments of the model; tensors whose first dimension is the batch are repeated per row.
+        scheduler_options: more arguments of `set_timesteps` or `step`, for example `{"eta": 0.5}`.
+        parallel: whether to solve in parallel; otherwise one model call after the other, on the same plan.
+        **solve_options: options of `picard.solve`.
+
+    Returns:
+        The solution; `final` is the scheduler's last sample, `ys` are its states, `ts` the model's times.
+
+    Raises:
+        NotSupportedError: if the scheduler cannot be traced.
+        PicardError: as `picard.solve`.
+    """
+    check_callable("model", model)
+    check_state("latents", latents)
+    options = sort_options(scheduler, scheduler_options or {})
+    found = trace_loop(scheduler, num_inference_steps, options)
+    noise = draw_noise(scheduler, found, latents, generator, num_inference_steps, options)
+    problem = Scheduled(model, found, latents * found.init_noise_sigma, noise=noise, cond=check_cond(cond or {}))
+    run = solve if parallel else sequential
+    solution = run(problem, found.plan_.nodes, method=problem.method, **solve_options)
+    return problem.unscaled(solution)
+
+
+@dataclass(frozen=True, eq=False)
+class Scheduled(Problem):
+    """Sampling with a traced scheduler. States are the model's inputs, in float32 at least.
+
+    Attributes:
+        model: as for `sample`.
+        trace: the scheduler's loop.
+        start: the scheduler's first state, shape (batch, *state).
+        noise: the realization, by node.
+        cond: keyword arguments of the model.
+    """
+
+    model: Callable[..., Any]
+    trace: Trace
+    start: Tensor
+    noise: Noise | None = field(default=None, kw_only=True)
+    cond: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    x0: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Scale the start, and bring the numbers of every node to its device."""
+        wide = torch.promote_types(self.start.dtype, torch.float32)
+        device, found = self.start.device, self.trace
+        object.__setattr__(self, "x0", self.start.to(wide) * float(found.scale[0]))
+        numbers = torch.stack([found.u, found.w, *found.shares.unbind(1)], 1).to(device, wide)
+        object.__setattr__(self, "_numbers", numbers)
+        object.__setattr__(self, "_timesteps", found.timesteps.to(device))
+
+    @property
+    def method(self) -> Indexed:
+        """The plan, its times replaced by the index of the node."""
+        return Indexed(self.trace.plan_)
+
+    def points(self, grid: Any) -> Levels:
+        """Count the nodes from one on, so that every point is known by its number."""
+        count = torch.arange(1, self.trace.plan_.nodes + 1, dtype=torch.float64)
+        ones = torch.ones(len(count) + 1, dtype=torch.float64)
+        return Levels(count, ones, ones)
+
+    def time_dtype(self, grid: Any) -> torch.dtype:
+        """Return int64: time is the index of the node."""
+        return torch.int64
+
+    def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        """Evaluate the data prediction."""
+        t = self._timesteps[rows.t]  # type: ignore[attr-defined]  # set in __post_init__
+        output = unwrap(self.model(rows.x.to(self.start.dtype), t, **rows.cond.tensors()))
+        if output.shape != rows.x.shape:
+            msg = (
+                f"the model must return a tensor shaped as its input {tuple(rows.x.shape)}; it returned "
+                f"{describe(output)}: drop learned variance channels in a small wrapper"
+            )
+            raise InvalidProblemError(msg)
+        return self.data(rows.x, output.to(rows.x.dtype), rows.t), None
+
+    def data(self, y: Tensor, output: Tensor, node: Tensor) -> Tensor:
+        """Predict the data from the model's input and output, clipped as the scheduler does."""
+        numbers = self._numbers[node]  # type: ignore[attr-defined]  # set in __post_init__
+        u, w, plain, clipped = numbers.reshape(*numbers.shape, *[1] * (y.ndim - 1)).unbind(1)
+        data = u * y + w * output
+        return data if self.trace.clip is None else plain * data + clipped * self.trace.clip(data)
+
+    def unscaled(self, solution: Solution) -> Solution:
+        """Turn a solution's states back into the scheduler's, and its times into those of the model."""
+        scale, last = self.trace.scale.to(solution.ys), len(self.trace.scale) - 1
+        point = torch.where(solution.ts == 0, last + 1, solution.ts).long() - 1
+        timesteps = torch.cat([self.trace.timesteps, torch.zeros_like(self.trace.timesteps[:1])])
+        ys = solution.ys / scale[point.to(scale.device)].reshape(-1, *[1] * self.x0.ndim)
+        kind = self.start.dtype
+        return replace(solution, ts=timesteps[point.cpu()], ys=ys.to(kind), final=solution.final.to(kind))
+
+
+@dataclass(frozen=True, eq=False)
+class Indexed:
+    """A plan as an integrator, its times being the index of the node: the problem knows what the model is given."""
+
+    source: Plan
+
+    def plan(self, points: Any) -> Plan:
+        """Return the plan."""
+        return replace(self.source, times=torch.arange(self.source.nodes, dtype=torch.float64))
+
+
+def unwrap(output: Any) -> Tensor:
+    """Take the tensor out of what a model of Diffusers returns."""
+    while not isinstance(output, Tensor):
+        output = output.sample if hasattr(output, "sample") else output[0]
+    return output
+
+
+@torch.no_grad()
+def draw_noise(
+    scheduler: Any,
+    found: Trace,
+    latents: Tensor,
+    generator: torch.Generator | list[torch.Generator] | None,
+    steps: int,
+    options: Options,
+) -> Noise | None:
+    """Draw the noise of every node as the scheduler's own loop would: by running a copy of it on zeros.
+
+    Args:
+        scheduler: the scheduler.
+        found: its trace.
+        latents: what the loop starts from; shape, dtype and device count.
+        generator: as for `sample`; advanced exactly as by the sequential loop.
+        steps: number of inference steps.
+        options: the scheduler's extra arguments.
+
+    Returns:
+        The realization, or `None` for a deterministic loop.
+    """
+    twin, plan = prepared_copy(scheduler, steps, options), found.plan_
+    step = dict(options.step) | ({"generator": generator} if takes_generator(twin) else {})
+    wide = torch.promote_types(latents.dtype, torch.float32)
+    scale, c = found.scale.tolist(), plan.c.tolist()
+    past = [torch.zeros_like(latents)]
+    drawn = []
+    for node, t in enumerate(visited(twin)):
+        x = past[-1]
+        y = model_input(twin, x, t)
+        m = -(found.u[node] / found.w[node]).to(x) * y  # so that the data prediction is zero
+        past = [*past[-plan.order :], advance(twin, m, t, x, step)[0]]
+        if not any(c):  # a deterministic loop may still draw, and the generator must know
+            continue
+        forcing = past[-1].to(wide) * scale[node + 1]
+        for p, a in enumerate(plan.a[node].tolist()[: len(past) - 1]):
+            forcing = forcing - a * past[-2 - p].to(wide) * scale[node - p]
+        drawn.append(forcing / c[node] if c[node] else torch.zeros_like(forcing))
+    return Noise.from_tensor(torch.stack(drawn)) if drawn else None
+
+
+def takes_generator(scheduler: Any) -> bool:
+    """Whether a scheduler's `step` has a generator."""
+    return "generator" in inspect.signature(scheduler.step).parameters

@@ -1,0 +1,217 @@
+"""Replay: a pipeline run again and again on stale denoiser outputs, until they are the outputs of its own states."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from picard.errors import NotSupportedError
+
+from .calls import Call, evaluate, main_tensor, record, with_main_tensor
+from .levels import Hints
+from .secant import ULPS, Node, error_of, learn, overlap
+from .stats import Stats
+
+logger = logging.getLogger("picard")
+_NOISE = 128  # and one of so many may be, if it does not shrink any more
+_MERGED = 0.05  # far above the rounding of half precision, far below any mistake
+_RECENT = 8  # more calls than a step of any pipeline makes
+
+
+class Stop(BaseException):
+    """Ends a pass at the end of the window; no handler of the pipeline's own should catch it."""
+
+
+class Ended(Stop):
+    """Ends a pass after the last denoiser call."""
+
+
+class Replay:
+    """One call of a pipeline, in passes.
+
+    Attributes:
+        modules: the denoisers.
+        window: calls in flight.
+        tolerance: largest relative error (root mean square over a row) of a denoiser output that counts as right.
+        max_rows: rows one evaluation may hold.
+        hints: what the scheduler's levels say, with the index of the first step, once known.
+        steps: steps the scheduler has made in this pass.
+        final: outputs of the calls that are through.
+        unchecked: whether the denoiser's rows are still to be compared with a call of its own.
+        stats: what it costs.
+    """
+
+    def __init__(self, modules: list[Any], window: int, tolerance: float, max_rows: int | None) -> None:
+        self.modules, self.window, self.tolerance, self.max_rows = modules, window, tolerance, max_rows
+        self.hints: tuple[Hints, int] | None = None
+        self.final: list[Any] = []
+        self.unchecked = True
+        self.total: int | None = None
+        self.steps = self.index = 0
+        self.stats = Stats("replay", window=window)
+        self._known: dict[int, Node] = {}
+        self._pass: dict[int, tuple[Call, Tensor]] = {}
+        self._phase = 0
+        self._first: tuple[Call, Any] | None = None
+        self._last: dict[tuple[int, int], tuple[Call, Any]] = {}
+
+    @property
+    def finishing(self) -> bool:
+        """Whether this pass has only final outputs, so that its result is the result."""
+        return self.total is not None and len(self.final) >= self.total
+
+    @property
+    def exact(self) -> bool:
+        """Whether every call so far in this pass was answered with its final output."""
+        return not self._pass
+
+    def run(self, once: Callable[[], Any]) -> Any:
+        """Run passes until one has only final outputs, and return its result."""
+        started = time.perf_counter()
+        while True:
+            self.steps = self.index = self._phase = 0
+            self._pass, self._last = {}, {}
+            self.stats.passes += 1
+            result, stop = None, None
+            try:
+                result = once()
+            except Stop as caught:
+                stop = caught
+            if stop is None or isinstance(stop, Ended):
+                self.total = self.index
+            if stop is None and not self._pass:
+                self.stats.sequential_evaluations = self.index
+                self.stats.seconds = time.perf_counter() - started
+                return result
+            self._round()
+
+    def call(self, module: int, *args: Any, **kwargs: Any) -> Any:
+        """Answer a denoiser call of the pipeline."""
+        i = self.index
+        if i < len(self.final):
+            output = self.final[i]
+            if i + _RECENT >= len(self.final):  # the window's first guesses start from it
+                self._last[module, self._phase] = (record(module, self._phase, self.steps, args, kwargs), output)
+            return self._answer(with_main_tensor(output, main_tensor(output).clone()))  # pipelines may write into it
+        if i >= len(self.final) + self.window:
+            raise Stop
+        call = record(module, self._phase, self.steps, args, kwargs)
+        node = self._known.get(i)
+        output = self._guess(call) if node is None or node.call.x.shape != call.x.shape else node.corrected(call)
+        if output is None:
+            if self._pass:
+                raise Stop
+            output = self._evaluate([call])[0]  # its input is exact
+            self.final.append(output)
+            self._first = (call, output)
+            self._last[module, call.phase] = (call, output)
+            return self._answer(with_main_tensor(output, main_tensor(output).clone()))
+        self._pass[i] = (call, main_tensor(output).clone())
+        self._last[module, call.phase] = (call, output)
+        return self._answer(output)
+
+    def stepped(self) -> None:
+        """Take note that the scheduler has made a step."""
+        self.steps += 1
+        self._phase = 0
+
+    def before_result(self) -> None:
+        """Stop here unless all outputs were final: what follows the loop is needed once."""
+        if self._pass:
+            raise Ended
+
+    def _answer(self, output: Any) -> Any:
+        self.index += 1
+        self._phase += 1
+        return output
+
+    def _evaluate(self, calls: list[Call]) -> list[Any]:
+        self.stats.rounds += 1
+        self.stats.rows = calls[0].rows
+        self.stats.evaluations += sum(call.rows for call in calls)
+        return evaluate(self.modules, calls, self.max_rows)
+
+    def _guess(self, call: Call) -> Any:
+        """Guess an output never evaluated: the data prediction held, or else the output."""
+        source = self._last.get((call.module, call.phase))
+        if source is None:
+            return None
+        before, output = source
+        value = main_tensor(output)
+        if before.x.shape != call.x.shape:
+            return None
+        if self.hints is None:
+            return output
+        hints, start = self.hints
+        node, to = start + before.step, start + call.step
+        if max(node, to) >= len(hints.u):
+            return output
+        part = overlap(call.x, value)
+        guessed = value.clone()
+        guessed[part] = hints.hold(node, before.x[part].to(value), value[part], to, call.x[part].to(value))
+        return with_main_tensor(output, guessed)
+
+    def _round(self) -> None:
+        """Evaluate the window in one go, accept what was right, and learn the slopes of the rest."""
+        indices = sorted(self._pass)
+        calls = [self._pass[i][0] for i in indices]
+        if self.unchecked and self._first is not None and len(calls) > 1:
+            again, *outputs = self._evaluate([self._first[0], *calls])
+            self._check(again, self._first[1])
+        else:
+            outputs = self._evaluate(calls)
+        errors = [error_of(self._pass[i][1], main_tensor(new)) for i, new in zip(indices, outputs, strict=True)]
+        accepted, right = 0, True
+        relative = torch.stack(errors).tolist()  # the round's one wait for the device
+        for i, output, error in zip(indices, outputs, relative, strict=True):
+            if not right:
+                break
+            accepted += 1
+            self.final.append(output)
+            history = self._known[i].errors if i in self._known else []
+            right = self._right(error, history, main_tensor(output).dtype)
+            if right:
+                self.stats.residual = max(self.stats.residual, error)
+        logger.debug("round %d: %d rows, %d calls accepted", self.stats.rounds, sum(c.rows for c in calls), accepted)
+        known = {}
+        factor: Tensor | None = None
+        for i, call, output, error in list(zip(indices, calls, outputs, relative, strict=True))[accepted:]:
+            if not math.isfinite(error):  # this guess and those after it were no good
+                break
+            known[i], factor = learn(self._known.get(i), call, output, self.hints, factor)
+            known[i].errors.append(error)
+        self._known = known
+
+    def _check(self, batched: Any, alone: Any) -> None:
+        """Check that a row of a batch comes out as in a call of its own: the merged arguments were understood."""
+        error = float(error_of(main_tensor(batched), main_tensor(alone)))
+        if error > _MERGED:
+            msg = (
+                "the denoiser must treat the rows of a batch independently; in a batch one call's output changed by "
+                f"{error:.1e} of its size: an argument without a batch dimension was taken for one that has it, or the "
+                "model is in training mode (pipe.unet.eval())"
+            )
+            raise NotSupportedError(msg)
+        self.unchecked = False
+
+    def _right(self, error: float, history: list[float], dtype: torch.dtype) -> bool:
+        eps = torch.finfo(dtype).eps
+        if error <= self.tolerance + ULPS * eps:
+            return True
+        recent = [*history, error][-3:]
+        if len(recent) == 3 and max(recent) <= min(_NOISE * eps, eps**0.5) and recent[-1] > 0.25 * recent[0]:
+            if not self.stats.stalled:
+                logger.warning(
+                    "the tolerance %g is below the rounding noise of the model (about %.1e): refining stops there",
+                    self.tolerance,
+                    error,
+                )
+            self.stats.stalled = True
+            return True
+        return False

@@ -1,0 +1,39 @@
+"""What a call of a parallel pipeline cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Stats:
+    """What the last call of a parallel pipeline cost.
+
+    Attributes:
+        mode: how it ran.
+        rounds: batched evaluations of the denoiser one after the other.
+        evaluations: rows evaluated; guidance counts two rows a sample.
+        sequential_evaluations: denoiser calls the sequential pipeline makes one after the other.
+        rows: rows of one of these calls.
+        window: calls in flight.
+        passes: how often the pipeline's Python ran.
+        stalled: whether the tolerance was below the rounding noise of the model, so that refining stopped there.
+        residual: largest relative error of an output that was accepted.
+        seconds: wall-clock time.
+    """
+
+    mode: str = "replay"
+    rounds: int = 0
+    evaluations: int = 0
+    sequential_evaluations: int = 0
+    rows: int = 0
+    window: int = 0
+    passes: int = 0
+    stalled: bool = False
+    residual: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def speedup_bound(self) -> float:
+        """Sequential calls per round: the speed-up if a batched call cost no more than a single one."""
+        return self.sequential_evaluations / max(self.rounds, 1)

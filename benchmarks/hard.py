@@ -1,0 +1,151 @@
+"""Rounds and evaluations on the hard problems, for every linearization, against sequential solving.
+
+Run `python -m benchmarks.hard`; `--markdown FILE` writes the table as a page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import picard
+from benchmarks.hard_problems import Hard, hard_problems
+from picard.tolerance import RelAbs
+
+TOLERANCE = RelAbs(1e-6, 1e-8)
+SOLVERS: dict[str, dict[str, Any]] = {
+    "plain Picard": {"linearization": "identity", "guess": "copy"},
+    "identity": {"linearization": "identity"},
+    "frozen": {"linearization": "frozen"},
+    "secant": {},
+}
+PLAIN, DEFAULT = "plain Picard", "secant"
+
+
+@dataclass(frozen=True)
+class Count:
+    """What one solver needed for one problem.
+
+    Attributes:
+        rounds: batched model calls.
+        evaluations: rows evaluated.
+        error: largest distance of the final state to the sequential one, relative to its largest number.
+        finite: whether all states are finite.
+    """
+
+    rounds: int
+    evaluations: int
+    error: float
+    finite: bool
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What every solver needed for one problem, and the evaluations of the sequential solver."""
+
+    hard: Hard
+    sequential: int
+    found: dict[str, Count]
+
+    @property
+    def ratio(self) -> float:
+        """Rounds of the default over those of plain Picard."""
+        return self.found[DEFAULT].rounds / self.found[PLAIN].rounds
+
+
+def count(hard: Hard, steps: int | None = None, window: int | None = None) -> Counts:
+    """Solve a problem by every solver.
+
+    Args:
+        hard: the problem.
+        steps: steps of its grid to take; all by default.
+        window: nodes in flight; the library's default if not given.
+    """
+    grid, found = hard.grid(steps), {}
+    expected = picard.sequential(hard.problem(), grid, method=hard.method)
+    for name, options in SOLVERS.items():
+        solution = picard.solve(
+            hard.problem(), grid, method=hard.method, window=window, tolerance=TOLERANCE, save="all", **options
+        )
+        distance = (solution.final - expected.final).abs().amax() / expected.final.abs().amax()
+        finite = bool(torch.isfinite(solution.ys).all())
+        found[name] = Count(solution.stats.rounds, solution.stats.evaluations, float(distance), finite)
+    return Counts(hard, expected.stats.rounds, found)
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Return the geometric mean."""
+    return math.exp(math.fsum(map(math.log, values)) / len(values))
+
+
+def table(all_counts: Sequence[Counts]) -> list[str]:
+    """Write the counts as a table in Markdown."""
+    head = ["problem", "method", "sequential", *SOLVERS, "secant / plain", "evaluations, plain", "secant", "error"]
+    lines = [" | ".join(head), " | ".join(["---", "---", *["---:"] * (len(head) - 2)])]
+    for counts in all_counts:
+        plain, default = counts.found[PLAIN], counts.found[DEFAULT]
+        cells = [
+            counts.hard.name,
+            counts.hard.method,
+            f"{counts.sequential}",
+            *[f"{one.rounds}" for one in counts.found.values()],
+            f"{counts.ratio:.2f}",
+            f"{plain.evaluations / counts.sequential:.1f}x",
+            f"{default.evaluations / counts.sequential:.1f}x",
+            f"{default.error:.0e}",
+        ]
+        lines.append(" | ".join(cells))
+    mean = geometric_mean([counts.ratio for counts in all_counts])
+    empty = ["", "", *[""] * len(SOLVERS)]
+    lines.append(" | ".join(["geometric mean", *empty, f"{mean:.2f}", "", "", ""]))
+    return [f"| {line} |" for line in lines]
+
+
+PAGE = """# Hard problems
+
+Rounds (batched model calls, one after the other) on {count} problems: smooth and stiff, oscillating, chaotic and noisy
+ones. `sequential` is the number of model calls of the sequential solver. `plain Picard` is
+`linearization="identity", guess="copy"`; `secant` is the default. All have the default window of 64 nodes and the
+tolerance `RelAbs(1e-6, 1e-8)`, in float64. Evaluations are rows evaluated, as multiples of the sequential count: what
+the fewer rounds are paid with. `error` is the distance of the default's final state to the sequential solver's.
+
+This page is written by `python -m benchmarks.hard --markdown docs/hard-problems.md`.
+
+{table}
+
+How to read it:
+
+* A round moves by a window at most: fewer rounds than the sequential count divided by 64 are not possible.
+* Where trajectories oscillate (rotation, Kepler, Lotka-Volterra, Van der Pol) one slope a node says little about the
+  derivative of the field.
+* In chaotic problems (Lorenz) errors grow exponentially in time whatever the solver: the error is that of the
+  tolerance, amplified.
+* The heat equation has slopes from 0 to -4 / dx^2 in one state, and no single slope fits them.
+* A round costs more than a sequential step: it evaluates up to 64 rows. On a GPU with an expensive model that is often
+  almost free; a cheap drift on a CPU is solved faster sequentially, whatever this table says.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table, and write the page if asked to."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hard", description=__doc__)
+    parser.add_argument("--markdown", type=Path, help="write the page to this file")
+    parser.add_argument("--steps", type=int, help="take only so many steps of every grid")
+    parser.add_argument("--window", type=int, help="nodes in flight (default: the library's)")
+    options = parser.parse_args(arguments)
+    all_counts = [count(hard, options.steps, options.window) for hard in hard_problems()]
+    lines = table(all_counts)
+    print("\n".join(lines))
+    if options.markdown:
+        page = PAGE.format(count=len(all_counts), table="\n".join(lines))
+        options.markdown.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The door of torchdiffeq: `odeint`, with its names, shapes, directions and fixed-step methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from picard.errors import (
+    InvalidGridError,
+    InvalidProblemError,
+    NotSupportedError,
+    UnknownMethodError,
+    close_match,
+    describe,
+)
+from picard.grid import Levels, Times, check_times
+from picard.interpolate import Readout
+from picard.ode import ODE
+from picard.pack import Pack
+from picard.plan import Integrator, Plan
+from picard.problem import check_callable
+from picard.rowwise import rowwise
+from picard.solve import solve
+from picard.tolerance import RelAbs
+
+SOLVER_OPTIONS = ("window", "max_rows", "max_rounds", "tolerance", "linearization", "guess", "callback", "progress")
+_OPTIONS = ("step_size", "grid_constructor", "interp", "rows", *SOLVER_OPTIONS)
+_REFUSED = {"dopri8", "dopri5", "tsit5", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver", "explicit_adams"}
+_REFUSED |= {"implicit_adams", "fixed_adams", "implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "gl4"}
+_REFUSED |= {"radauIIA5", "gl6", "sdirk2", "trbdf2"}
+_CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+
+
+@dataclass(frozen=True)
+class ThreeEighths:
+    """The 3/8 rule of Kutta: order 4, four evaluations a step; what torchdiffeq calls rk4."""
+
+    def plan(self, points: Times | Levels) -> Plan:
+        """Write the method on times as a plan."""
+        if isinstance(points, Levels) or points.noise != "none":
+            msg = "the 3/8 rule steps over ordinary differential equations only"
+            raise NotSupportedError(msg)
+        start, h = points.values[:-1, None], points.values.diff()
+        third = 1 / 3
+        newest_first = torch.tensor(
+            [[third, 0, 0, 0], [1, -third, 0, 0], [1, -1, 1, 0], [0.125, 0.375, 0.375, 0.125]], dtype=torch.float64
+        )
+        c = torch.tensor([0, third, 2 * third, 1], dtype=torch.float64)
+        step = torch.arange(len(h)).repeat_interleave(4)
+        return Plan(
+            times=((1 - c) * start + c * points.values[1:, None]).reshape(-1),
+            a=torch.eye(4, dtype=torch.float64).repeat(len(h), 1),
+            b=(h[:, None, None] * newest_first).reshape(-1, 4),
+            step=step,
+            factor=torch.stack([torch.ones_like(h), h], 1)[step],
+        )
+
+
+_METHODS: dict[str, str | Integrator] = {
+    "euler": "euler",
+    "midpoint": "midpoint",
+    "heun2": "heun2",
+    "heun3": "heun3",
+    "rk4": ThreeEighths(),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class GridODE(ODE):
+    """An ODE on a grid that has been checked, whose model is given time in the state's dtype, as torchdiffeq does."""
+
+    def points(self, grid: Any) -> Times:
+        """Take the grid as it is: it may have a single step."""
+        return Times(grid.detach().to("cpu", torch.float64))
+
+    def time_dtype(self, grid: Any) -> torch.dtype:
+        """Return the state's dtype."""
+        return self.x0.dtype
+
+
+def odeint(
+    func: Callable[..., Any],
+    y0: Tensor | Sequence[Tensor],
+    t: Tensor,
+    *,
+    rtol: float = 1e-7,
+    atol: float = 1e-9,
+    method: str | Integrator | None = None,
+    options: Mapping[str, Any] | None = None,
+    event_fn: Callable[..., Any] | None = None,
+) -> Any:
+    """Integrate dy/dt = func(t, y) parallel in time, as torchdiffeq's `odeint` does step by step.
+
+    The result agrees with torchdiffeq's for the same fixed-step method within `rtol` and `atol`. `func` is lifted to
+    many times at once by `rowwise`; y0, batch included, is solved as one trajectory.
+
+    Args:
+        func: called as `func(t, y)` with a scalar tensor t, in y's dtype, and y like y0; returns dy/dt like y0.
+        y0: initial state, a floating or complex tensor of any shape, or a tuple of such.
+        t: times of the result, one-dimensional, increasing or decreasing. It is also the grid of the method, unless
+            `options` say otherwise.
+        rtol: relative part of the largest distance to the sequential solution; see `RelAbs`.
+        atol: absolute part.
+        method: `"euler"`, `"midpoint"`, `"heun2"`, `"heun3"`, `"rk4"` (the 3/8 rule, as in torchdiffeq), or an
+            integrator.
+        options: `step_size` or `grid_constructor(func, y0, t)` for a grid other than t, `interp` (`"linear"` or
+            `"cubic"`) between its points; `rows=True` if func takes rows itself, t (rows,) and y (rows, *state), which
+            gives every sample of the batch y0 (batch, *state) its own window; and of `solve`: `window`, `max_rows`,
+            `max_rounds`, `tolerance`, `linearization`, `guess`, `callback`, `progress`.
+        event_fn: not supported.
+
+    Returns:
+        The states at t, shape (len(t), *y0.shape), or a tuple of such if y0 is a tuple.
+
+    Raises:
+        TypeError: if an option is unknown.
+        NotSupportedError: for an adaptive method, events, or a function that cannot be lifted.
+        InvalidGridError: if t is not a valid grid, or has two points and no step size is given.
+        PicardError: as `solve` does.
+    """
+    chosen = dict(options or {})
+    check_options(chosen, _OPTIONS, "odeint")
+    integrator = _resolve(method)
+    check_callable("func", func)
+    if event_fn is not None or any(hasattr(func, name) for name in _CALLBACKS):
+        msg = 'odeint has no events, and calls no callback_step of func: use options={"callback": f}, see RoundInfo'
+        raise NotSupportedError(msg)
+    rows = bool(chosen.get("rows", False))
+    pack = Pack(y0, lead=int(rows))
+    x0 = pack.pack(y0) if rows else pack.pack(y0)[None]
+    problem = GridODE(_drift(func, pack, rows=rows), x0)
+    _check_t(t, chosen)
+    grid = _grid(func, y0, t, chosen)
+    readout = Readout(grid, t)
+    keywords = {name: chosen[name] for name in SOLVER_OPTIONS if name in chosen}
+    keywords.setdefault("tolerance", RelAbs(_number("rtol", rtol), _number("atol", atol)))
+    ys = solve(problem, grid, method=integrator, save=readout.points, **keywords).ys
+    found = readout.cubic(ys, problem) if chosen.get("interp") == "cubic" else readout.linear(ys)
+    return pack.unpack(found if rows else found[:, 0])
+
+
+def check_options(given: Mapping[str, Any], known: Sequence[str], name: str) -> None:
+    """Refuse options that do not exist.
+
+    Raises:
+        TypeError: with the name that was probably meant.
+    """
+    for option in given:
+        if option not in known:
+            msg = f"{name} has no option {option!r}: {close_match(str(option), known)}"
+            raise TypeError(msg)
+
+
+def _resolve(method: str | Integrator | None) -> str | Integrator:
+    if method is not None and not isinstance(method, str):
+        return method
+    if method in _METHODS:
+        return _METHODS[method]
+    fixed = ", ".join(_METHODS)
+    if method is None or method in _REFUSED:
+        name = "odeint's default in torchdiffeq, dopri5," if method is None else method
+        msg = (
+            f"{name} chooses its steps, or solves for them, one after the other; given method={method!r}: write "
+            f'method="rk4" and a step size, options={{"step_size": 0.01}}; fixed-step methods: {fixed}'
+        )
+        raise NotSupportedError(msg)
+    msg = f"unknown method {method!r}: {close_match(method, _METHODS)}"
+    raise UnknownMethodError(msg)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return float(value)
+    if not isinstance(value, (int, float)):
+        msg = f"{name} must be one number for the whole state; given {describe(value)}"
+        raise InvalidProblemError(msg)
+    return float(value)
+
+
+def _check_t(t: object, chosen: Mapping[str, Any]) -> None:
+    if isinstance(t, Tensor) and t.is_floating_point() and t.ndim == 1 and t.numel() == 2:
+        if "step_size" not in chosen and "grid_constructor" not in chosen:
+            msg = (
+                "t is the grid, and two points would be one single step: say the step size, "
+                'options={"step_size": 0.01}, or list every step, t = torch.linspace(t0, t1, steps + 1)'
+            )
+            raise InvalidGridError(msg)
+        t = torch.cat([t[:1], t.mean()[None], t[1:]])
+    check_times(t)
+
+
+def _grid(func: Callable[..., Any], y0: Any, t: Tensor, chosen: Mapping[str, Any]) -> Tensor:
+    """Build the grid of the method as torchdiffeq does, in t's dtype."""
+    size, constructor = chosen.get("step_size"), chosen.get("grid_constructor")
+    if chosen.get("interp", "linear") not in ("linear", "cubic"):
+        msg = f"unknown interp {chosen['interp']!r}: {close_match(str(chosen['interp']), ('linear', 'cubic'))}"
+        raise InvalidProblemError(msg)
+    if size is not None and constructor is not None:
+        msg = "step_size and grid_constructor both say the grid: give one of them"
+        raise InvalidProblemError(msg)
+    if size is not None:
+        if not float(size) > 0:
+            msg = f"step_size must be positive, also when t decreases; given {float(size):g}"
+            raise InvalidProblemError(msg)
+        sign = 1 if t[-1] > t[0] else -1
+        count = int(torch.ceil(sign * (t[-1] - t[0]) / size + 1))
+        steps = torch.arange(count, dtype=t.dtype, device=t.device) * size
+        return torch.cat([(t[0] + sign * steps)[:-1], t[-1:]])  # the last step ends exactly at the end
+    if constructor is None:
+        return t
+    grid = constructor(func, y0, t)
+    ends = isinstance(grid, Tensor) and grid.ndim == 1 and len(grid) > 1 and grid[0] == t[0] and grid[-1] == t[-1]
+    if not ends or not bool((grid.diff() * (t[-1] - t[0]) > 0).all()):
+        msg = f"grid_constructor must return a monotone grid from t[0] to t[-1]; it returned {describe(grid)}"
+        raise InvalidGridError(msg)
+    return grid
+
+
+def _drift(func: Callable[..., Any], pack: Pack, *, rows: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """Make a drift of packed rows."""
+
+    def packed(t: Tensor, x: Tensor) -> Tensor:
+        return pack.pack(func(t, pack.unpack(x)))
+
+    return packed if rows else rowwise(packed)

@@ -1,0 +1,245 @@
+"""The door of torchsde: `sdeint`, with its names, shapes and fixed-step methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from picard.errors import (
+    InvalidGridError,
+    InvalidProblemError,
+    NotSupportedError,
+    UnknownMethodError,
+    close_match,
+    describe,
+)
+from picard.grid import NoiseKind, check_times
+from picard.interpolate import Readout
+from picard.noise import Noise
+from picard.odeint import SOLVER_OPTIONS, check_options
+from picard.rowwise import rowwise
+from picard.sde import SDE
+from picard.solve import solve
+from picard.stepped import (
+    Diffusion,
+    Field,
+    MilsteinNoise,
+    PathNoise,
+    SteppedSDE,
+    WholeNoise,
+    check_diagonal,
+    with_milstein,
+)
+from picard.tolerance import RelAbs
+
+_OPTIONS = ("rows", "grad_free", *SOLVER_OPTIONS)
+_METHODS = {"ito": ("euler", "milstein"), "stratonovich": ("heun", "midpoint", "milstein")}
+_NOISE_TYPES = ("diagonal", "scalar", "additive", "general")
+_REFUSED = ("srk", "euler_heun", "reversible_heun", "adjoint_reversible_heun", "log_ode")
+_NAMES = ("drift", "diffusion", "drift_and_diffusion")
+_KEEP = 256  # answers of a Brownian path kept: more than a window holds
+
+
+def sdeint(
+    sde: Any,
+    y0: Tensor,
+    ts: Tensor | Sequence[float],
+    bm: Any = None,
+    method: str | None = None,
+    dt: float | Tensor = 1e-3,
+    adaptive: bool = False,  # torchsde's signature
+    rtol: float = 1e-7,
+    atol: float = 1e-9,
+    dt_min: float | None = None,  # noqa: ARG001  # the same
+    options: Mapping[str, Any] | None = None,
+    names: Mapping[str, str] | None = None,
+    *,
+    logqp: bool = False,
+    extra: bool = False,
+) -> Tensor:
+    """Integrate dy = f(t, y) dt + g(t, y) dW parallel in time, as torchsde's `sdeint` does step by step.
+
+    On the same Brownian path the result agrees with torchsde's for the same method within `rtol` and `atol`. f and g
+    are lifted to many times at once by `rowwise`; y0, batch included, is solved as one trajectory.
+
+    Args:
+        sde: an object with methods `f(t, y)` and `g(t, y)`, or `f_and_g(t, y)`, and attributes `noise_type`
+            (`diagonal`, `scalar`, `additive` or `general`) and `sde_type` (`ito` or `stratonovich`).
+        y0: initial states, shape (batch, d).
+        ts: times of the result, strictly increasing.
+        bm: a Brownian path of torchsde, of shape (batch, channels), or a `Noise`; one seeded by torch's global
+            generator if not given.
+        method: `"euler"` (Ito), `"milstein"` (all noise but general), `"heun"` or `"midpoint"` (Stratonovich). Not
+            given, it is torchsde's default where that is offered: euler for Ito and general noise, midpoint for
+            Stratonovich.
+        dt: step size; steps start at ts[0] and do not stop at the others, between which the result is linear.
+        adaptive: not supported.
+        rtol: relative part of the largest distance to the sequential solution; see `RelAbs`.
+        atol: absolute part.
+        dt_min: not used, as for all fixed steps.
+        options: `rows=True` if f and g take rows themselves, t (rows,) and y (rows, d), which gives every sample its
+            own window; and of `solve`: `window`, `max_rows`, `max_rounds`, `tolerance`, `linearization`, `guess`,
+            `callback`, `progress`.
+        names: names of the methods of `sde`, by `drift`, `diffusion` or `drift_and_diffusion`.
+        logqp: not supported.
+        extra: not supported.
+
+    Returns:
+        The states at ts, shape (len(ts), batch, d).
+
+    Raises:
+        TypeError: if an option is unknown.
+        NotSupportedError: if torchsde offers what this library does not.
+        PicardError: as `solve` does.
+    """
+    chosen = dict(options or {})
+    check_options(chosen, _OPTIONS, "sdeint")
+    unusual = {"adaptive": adaptive, "logqp": logqp, "extra": extra, "grad_free": chosen.get("grad_free")}
+    if any(unusual.values()):
+        given = ", ".join(f"{name}={value!r}" for name, value in unusual.items() if value)
+        msg = f"sdeint takes fixed steps and returns states only; given {given}: leave it out"
+        raise NotSupportedError(msg)
+    noise_type, sde_type = _types(sde)
+    method = _resolve(method, sde_type, noise_type)
+    if not isinstance(y0, Tensor) or not y0.is_floating_point() or y0.ndim != 2 or y0.numel() == 0:
+        msg = f"y0 must be a floating tensor of shape (batch, d); given {describe(y0)}"
+        raise InvalidProblemError(msg)
+    ts = _check_ts(ts, y0)
+    rows = bool(chosen.get("rows", False))
+    both, diffusion = _functions(sde, dict(names or {}))
+    channels = _channels(both, ts, y0, noise_type, rows=rows)
+    x0, shape = (y0, (channels,)) if rows else (y0[None], (len(y0), channels))
+    if not rows:
+        both, diffusion = rowwise(both), rowwise(diffusion)
+    grid = _grid(ts, dt)
+    noise = _noise(bm, y0, channels, grid, rows=rows)
+    if method == "milstein" and noise_type != "additive":
+        diagonal = noise_type == "diagonal"
+        if diagonal:
+            check_diagonal(diffusion, ts[:1].expand(len(x0)), x0)
+        both = with_milstein(both, diffusion, noise_type)
+        noise = MilsteinNoise(noise, grid.double().cpu(), sde_type == "ito", diagonal)
+        shape = (*shape, 2) if diagonal else (*shape[:-1], 2)
+    many = method in ("heun", "midpoint")  # the increment is the same at all their stages, as with additive noise
+    kind: NoiseKind = "additive" if many else "multiplicative"
+    problem = SteppedSDE(SDE(diffusion, diffusion, x0, noise=noise), grid, noise, shape, both, kind)
+    readout = Readout(grid, ts)
+    keywords = {name: chosen[name] for name in SOLVER_OPTIONS if name in chosen}
+    keywords.setdefault("tolerance", RelAbs(float(rtol), float(atol)))
+    plan = method if many else "euler"
+    found = readout.linear(solve(problem, grid, method=plan, save=readout.points, **keywords).ys)
+    return found if rows else found[:, 0]
+
+
+def _types(sde: Any) -> tuple[str, str]:
+    for name, known in (("noise_type", _NOISE_TYPES), ("sde_type", tuple(_METHODS))):
+        given = getattr(sde, name, None)
+        if given not in known:
+            msg = f"sde.{name} must be one of {', '.join(known)}; given {given!r}: {close_match(str(given), known)}"
+            raise InvalidProblemError(msg)
+    return str(sde.noise_type), str(sde.sde_type)
+
+
+def _resolve(method: str | None, sde_type: str, noise_type: str) -> str:
+    known = [name for name in _METHODS[sde_type] if name != "milstein" or noise_type != "general"]
+    offered = f"for {sde_type} SDEs with {noise_type} noise there are: {', '.join(known)}"
+    if method is None:
+        if sde_type == "stratonovich":
+            return "midpoint"
+        if noise_type == "general":
+            return "euler"
+        msg = f"torchsde's default here is srk, which is not offered; {offered}: say which, e.g. method={known[-1]!r}"
+        raise NotSupportedError(msg)
+    if method in known:
+        return method
+    if method in _REFUSED or any(method in names for names in _METHODS.values()):
+        msg = f"method {method!r} is not offered for this SDE; {offered}"
+        raise NotSupportedError(msg)
+    msg = f"unknown method {method!r}: {close_match(method, known)}"
+    raise UnknownMethodError(msg)
+
+
+def _check_ts(ts: Any, y0: Tensor) -> Tensor:
+    if isinstance(ts, (list, tuple)):
+        ts = torch.tensor(ts, dtype=y0.dtype, device=y0.device)
+    if not isinstance(ts, Tensor) or not ts.is_floating_point() or ts.ndim != 1 or len(ts) < 2:
+        msg = f"ts must be a one-dimensional floating tensor or a list of at least two times; given {describe(ts)}"
+        raise InvalidGridError(msg)
+    check_times(torch.cat([ts[:1], ts[:2].mean()[None], ts[1:]]) if len(ts) == 2 else ts)
+    if ts[1] < ts[0]:
+        msg = "ts must increase, as noise is not reversed: write ts.flip(0), with f and g of the reversed equation"
+        raise InvalidGridError(msg)
+    return ts
+
+
+def _grid(ts: Tensor, dt: float | Tensor) -> Tensor:
+    """Add up steps in the dtype of ts, one after the other, as torchsde does; the last one ends at ts[-1]."""
+    size = float(dt)
+    values = ts.detach().cpu().numpy()
+    if not size > 0:
+        msg = f"dt must be positive; given {size:g}"
+        raise InvalidGridError(msg)
+    count = int(np.ceil(1.001 * (values[-1] - values[0]) / size)) + 2
+    steps = np.full(count, size, dtype=values.dtype)
+    steps[0] = values[0]
+    grid = np.add.accumulate(steps)
+    inside = grid[grid < values[-1]]
+    if len(inside) > 1 and not inside[-1] > inside[-2]:
+        msg = f"dt must change the time; {size:g} is lost in the rounding of {ts.dtype} at {values[-1]:g}: use float64"
+        raise InvalidGridError(msg)
+    return torch.cat([torch.from_numpy(inside), ts.detach().cpu()[-1:]]).to(ts.device)
+
+
+def _functions(sde: Any, names: dict[str, str]) -> tuple[Field, Diffusion]:
+    """Find drift and diffusion, as one function, and the diffusion alone."""
+    for name in names:
+        if name not in _NAMES:
+            msg = f"names has no key {name!r}: {close_match(name, _NAMES)}"
+            raise TypeError(msg)
+    drift: Any = getattr(sde, names.get("drift", "f"), None)
+    diffusion: Any = getattr(sde, names.get("diffusion", "g"), None)
+    both: Any = getattr(sde, names.get("drift_and_diffusion", "f_and_g"), None)
+    if both is None and (drift is None or diffusion is None):
+        msg = (
+            "sde must have f(t, y) and g(t, y), or f_and_g(t, y); products such as g_prod are not used: "
+            'write them, or names={"drift": ..., "diffusion": ...}'
+        )
+        raise NotSupportedError(msg)
+    if both is None:
+        return lambda t, y: (drift(t, y), diffusion(t, y)), diffusion
+    return both, diffusion or (lambda t, y: both(t, y)[1])
+
+
+def _channels(evaluate: Field, ts: Tensor, y0: Tensor, noise_type: str, *, rows: bool) -> int:
+    """Evaluate both functions at the start, check their shapes, and count the channels of the noise."""
+    drift, diffusion = evaluate(ts[:1].expand(len(y0)) if rows else ts[0], y0)
+    shape = tuple(y0.shape) if noise_type == "diagonal" else (*y0.shape, *diffusion.shape[2:3])
+    if drift.shape != y0.shape or tuple(diffusion.shape) != shape or (noise_type == "scalar" and shape[2] != 1):
+        wanted = {"diagonal": "(batch, d)", "scalar": "(batch, d, 1)"}.get(noise_type, "(batch, d, channels)")
+        msg = (
+            f"f must return (batch, d) and g {wanted} for {noise_type} noise, y being {describe(y0)}; "
+            f"f returned {describe(drift)}, g {describe(diffusion)}"
+        )
+        raise InvalidProblemError(msg)
+    return shape[-1]
+
+
+def _noise(bm: Any, y0: Tensor, channels: int, grid: Tensor, *, rows: bool) -> Noise:
+    """Make the realization: a path of torchsde, a `Noise`, or one from torch's generator."""
+    batch, times = len(y0), grid.double().cpu()
+    if bm is None:
+        bm = Noise.from_seed(int(torch.randint(2**62, ())))
+    if isinstance(bm, Noise):
+        noise = bm.on(times)
+        noise.check(batch, len(grid) - 1, (channels,))
+        return noise if rows else WholeNoise(noise, batch)
+    if not callable(bm) or tuple(getattr(bm, "shape", (batch, channels))) != (batch, channels):
+        shape = getattr(bm, "shape", None)
+        msg = f"bm must be a Noise, or a Brownian path of shape {(batch, channels)}; given {describe(bm)}, {shape}"
+        raise InvalidProblemError(msg)
+    path: Any = bm
+    return PathNoise(path, times, _KEEP, not rows)

@@ -1,0 +1,138 @@
+"""Gaussian mixtures as data, whose denoiser is known exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from picard.denoiser import Denoiser, Prediction
+from picard.diffusion import Diffusion
+from picard.errors import InvalidProblemError, describe
+from picard.noise import Noise
+from picard.schedule import Schedule, SigmaSchedule, TrainedSchedule
+from picard.shapes import Float
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """A mixture of Gaussians with diagonal covariances, whose denoiser is known exactly.
+
+    Attributes:
+        means: shape (components, dims), float64.
+        stds: standard deviations, shape (components, dims), float64.
+        weights: shape (components,), float64, summing to 1.
+    """
+
+    means: Tensor
+    stds: Tensor
+    weights: Tensor
+
+    def __post_init__(self) -> None:
+        """Check the shapes."""
+        if self.means.ndim != 2 or self.stds.shape != self.means.shape or self.weights.shape != self.means.shape[:1]:
+            msg = (
+                "a mixture must have means and stds of shape (components, dims) and one weight a component; given "
+                f"{describe(self.means)}, {describe(self.stds)} and {describe(self.weights)}"
+            )
+            raise InvalidProblemError(msg)
+
+    @staticmethod
+    def random(seed: int, *, components: int = 3, dims: int = 2) -> Mixture:
+        """Draw a mixture: means of size one, standard deviations between 0.1 and 0.6."""
+        generator = torch.Generator().manual_seed(seed)
+        means = torch.randn(components, dims, generator=generator, dtype=torch.float64)
+        stds = 0.1 + 0.5 * torch.rand(components, dims, generator=generator, dtype=torch.float64)
+        weights = 0.2 + torch.rand(components, generator=generator, dtype=torch.float64)
+        return Mixture(means, stds, weights / weights.sum())
+
+    def data(
+        self, x: Float[Tensor, "rows dims"], alpha: Float[Tensor, " rows"], sigma: Float[Tensor, " rows"]
+    ) -> Float[Tensor, "rows dims"]:
+        """Return E[data | alpha data + sigma noise = x] by Bayes' rule, in the dtype of `x`."""
+        means, stds, weights = (value.to(x) for value in (self.means, self.stds, self.weights))
+        alpha, sigma = alpha.to(x)[:, None, None], sigma.to(x)[:, None, None]
+        total = alpha**2 * stds**2 + sigma**2
+        offset = x[:, None] - alpha * means
+        score = torch.log(weights) - 0.5 * (offset**2 / total + torch.log(total)).sum(-1)
+        posterior = torch.softmax(score, 1)[..., None]
+        return (posterior * (means + alpha * stds**2 / total * offset)).sum(1)
+
+    def sample(self, count: int, generator: torch.Generator) -> Float[Tensor, "count dims"]:
+        """Draw clean data."""
+        chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
+        return self.means[chosen] + self.stds[chosen] * noise
+
+    def denoiser(self, schedule: Schedule, prediction: Prediction = "sample") -> Denoiser:
+        """Build the exact network of a schedule, predicting the data, the noise, v or the flow velocity."""
+        return Denoiser(_Network(self, level_scales(schedule), prediction), schedule, prediction=prediction)
+
+
+@dataclass(frozen=True, eq=False)
+class _Network:
+    mixture: Mixture
+    scales: Callable[[Tensor], tuple[Tensor, Tensor]]
+    prediction: Prediction
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Predict what a network trained without error would."""
+        alpha, sigma = (scale.to(x) for scale in self.scales(t))
+        data = self.mixture.data(x.flatten(1), alpha, sigma).reshape(x.shape)
+        if self.prediction == "sample":
+            return data
+        wide = [1] * (x.ndim - 1)
+        alpha, sigma = alpha.reshape(-1, *wide), sigma.reshape(-1, *wide)
+        noise = (x - alpha * data) / sigma
+        if self.prediction == "epsilon":
+            return noise
+        return alpha * noise - sigma * data if self.prediction == "v_prediction" else noise - data
+
+
+def level_scales(schedule: Schedule) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return the function that takes model times to (alpha, sigma), both float64.
+
+    Raises:
+        InvalidProblemError: if the schedule is not one of this library's.
+    """
+    if isinstance(schedule, TrainedSchedule):
+        alpha, sigma = schedule.alphas_cumprod.sqrt(), (1 - schedule.alphas_cumprod).sqrt()
+        return lambda t: (alpha.to(t.device)[t.long()], sigma.to(t.device)[t.long()])
+    if isinstance(schedule, SigmaSchedule):
+        scale, straight = schedule.time_scale, schedule.kind == "flow"
+
+        def scales(t: Tensor) -> tuple[Tensor, Tensor]:
+            sigma = t.double() / scale
+            return (1 - sigma if straight else torch.ones_like(sigma)), sigma
+
+        return scales
+    msg = f"the schedule must be one that picard.Schedule builds; given {describe(schedule)}"
+    raise InvalidProblemError(msg)
+
+
+def mixture_diffusion(
+    mixture: Mixture,
+    schedule: Schedule,
+    seed: int,
+    *,
+    batch: int = 2,
+    prediction: Prediction = "sample",
+    dtype: torch.dtype = torch.float64,
+) -> Diffusion:
+    """Build the sampling problem of a mixture with its exact network.
+
+    Args:
+        mixture: the data.
+        schedule: the noise levels.
+        seed: seed of the start and of the noise.
+        batch: number of samples.
+        prediction: what the network predicts; one that needs the signal fails where alpha is 0.
+        dtype: dtype of the state.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(batch, mixture.means.shape[1], generator=generator, dtype=torch.float64)
+    if isinstance(schedule, SigmaSchedule):
+        start = start * schedule.sigma_max
+    return Diffusion(mixture.denoiser(schedule, prediction), start.to(dtype), noise=Noise.from_seed(seed))

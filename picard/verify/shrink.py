@@ -1,0 +1,83 @@
+"""Shrinking: a small deterministic search for the smallest case in which a property still fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from picard.diffusion import Diffusion
+from picard.verify.case import Case
+from picard.verify.properties import Property
+from picard.verify.trial import Failure, Skip, Trial
+
+_BUDGET = 40
+
+
+def attempt(trial: Trial, check: Property) -> tuple[str, str]:
+    """Check a property and catch everything.
+
+    Returns:
+        The kind of the outcome, `""` for a pass and `"Skip"` for a skip, and its message.
+    """
+    try:
+        return "", check(trial)
+    except Skip as reason:
+        return "Skip", str(reason)
+    except Failure as reason:
+        return "Failure", str(reason)
+    except Exception as error:  # noqa: BLE001  # a solver that raises anything has failed, and the report says how
+        return type(error).__name__, f"raised {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def shrink(trial: Trial, check: Property, kind: str) -> tuple[Case, str]:
+    """Find a smaller case that fails in the same way.
+
+    Batch, steps and window are reduced in turn, each to the smallest value of a short list at which the property still
+    fails, until nothing gets smaller or the budget of checks is spent.
+
+    Args:
+        trial: the failing trial.
+        check: the property.
+        kind: the kind of failure, as `attempt` returned it.
+
+    Returns:
+        The case and the message of its failure.
+    """
+    best, detail, budget = trial.case, attempt(trial, check)[1], _BUDGET
+    smaller = True
+    while smaller and budget > 0:
+        smaller = False
+        for candidates in (_batches, _lengths, _windows):
+            for case in candidates(best):
+                if budget == 0:
+                    return best, detail
+                budget -= 1
+                found, message = attempt(trial.on(case), check)
+                if found == kind:
+                    best, detail, smaller = case, message, True
+                    break
+    return best, detail
+
+
+def _batches(case: Case) -> Iterator[Case]:
+    batch = case.batch or 1
+    if batch > 1:
+        yield from (case.select([sample]) for sample in range(min(batch, 3)))
+    if batch > 2:
+        yield from (case.select([0, sample]) for sample in range(1, min(batch, 4)))
+
+
+def _lengths(case: Case) -> Iterator[Case]:
+    """Shorten the grid; a time grid keeps at least three points, as the solver asks."""
+    steps = case.steps
+    least = 1 if isinstance(case.problem, Diffusion) else 2
+    if case.batch is not None and steps is not None:
+        yield from (case.shorten(fewer) for fewer in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64) if least <= fewer < steps)
+
+
+def _windows(case: Case) -> Iterator[Case]:
+    window = case.options.get("window")
+    if isinstance(window, int):
+        for smaller in (1, 2, 3, 4, 8, 16, 32):
+            if smaller < window:
+                yield replace(case, options={**case.options, "window": smaller})

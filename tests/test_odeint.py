@@ -1,0 +1,284 @@
+"""odeint gives torchdiffeq's numbers, for its names, shapes, directions, grids and fixed-step methods."""
+
+# torchdiffeq, torchsde and diffusers carry no or loose types, from which pyright infers unions:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportReturnType=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchdiffeq import odeint as reference
+
+import picard
+from benchmarks.hard_problems import Hard, hard_problems
+from picard.errors import InvalidGridError, InvalidProblemError, NotSupportedError, UnknownMethodError
+from picard.integrators import RK4
+from picard.odeint import odeint
+from picard.rowwise import rowwise
+
+METHODS = ["euler", "midpoint", "heun2", "heun3", "rk4"]
+EXACT: dict[str, Any] = {"rtol": 1e-13, "atol": 1e-13}
+F64 = torch.float64
+START = torch.tensor([1.0, 0.5], dtype=F64)
+
+each_method = pytest.mark.parametrize("method", METHODS)
+each_problem = pytest.mark.parametrize("hard", hard_problems(), ids=lambda hard: hard.name)
+
+
+def pendulum(t: Tensor, y: Tensor) -> Tensor:
+    return torch.stack([y[1], torch.cos(t) - 0.3 * y[1] - 2 * torch.sin(y[0])])
+
+
+def grid(steps: int = 20, first: float = 0.0, last: float = 2.0) -> Tensor:
+    u = torch.linspace(0, 1, steps + 1, dtype=F64)
+    return first + (last - first) * (u + 0.3 * u * (1 - u))
+
+
+def assert_same(given: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
+    assert given.shape == expected.shape
+    assert given.dtype == expected.dtype
+    assert float((given - expected).abs().max()) <= tolerance * float(expected.abs().max().clamp_min(1))
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["increasing", "decreasing"])
+@each_method
+@each_problem
+def test_hard_problems(hard: Hard, method: str, reverse: bool) -> None:
+    t = hard.grid(4 if reverse else 8, reverse=reverse)  # backwards, heat amplifies errors of rounding fourfold a step
+    assert_same(
+        odeint(hard.drift, hard.y0, t, method=method, **EXACT), reference(hard.drift, hard.y0, t, method=method)
+    )
+
+
+@each_problem
+def test_hard_problems_in_single_precision(hard: Hard) -> None:
+    t, y0 = hard.grid(12).float(), hard.y0.float()
+    given, expected = odeint(hard.drift, y0, t, method="rk4"), reference(hard.drift, y0, t, method="rk4")
+    assert_same(given, expected, 2e-5)
+
+
+@pytest.mark.parametrize(
+    "t",
+    [grid(), grid(20, 2.0, 0.0), torch.tensor([0.0, 0.37, 1.2, 2.0], dtype=F64), torch.tensor([2.0, 0.0], dtype=F64)],
+    ids=["uneven", "decreasing", "sparse", "two points"],
+)
+@pytest.mark.parametrize("size", [0.07, 0.1, 3.0])
+@pytest.mark.parametrize("interp", ["linear", "cubic"])
+@pytest.mark.parametrize("method", ["euler", "rk4"])
+def test_step_size(method: str, interp: str, size: float, t: Tensor) -> None:
+    options = {"step_size": size, "interp": interp}
+    expected = reference(pendulum, START, t, method=method, options=dict(options))
+    assert_same(odeint(pendulum, START, t, method=method, options=options, **EXACT), expected)
+
+
+@pytest.mark.parametrize("ends", [(0.0, 2.0), (2.0, 0.0)], ids=["increasing", "decreasing"])
+def test_grid_constructor(ends: tuple[float, float]) -> None:
+    def halved(func: Any, y0: Tensor, t: Tensor) -> Tensor:
+        return torch.cat([torch.stack([t[:-1], (t[:-1] + t[1:]) / 2], 1).flatten(), t[-1:]])
+
+    t, options = grid(10, *ends), {"grid_constructor": halved}
+    expected = reference(pendulum, START, t, method="rk4", options=dict(options))
+    assert_same(odeint(pendulum, START, t, method="rk4", options=options, **EXACT), expected)
+
+
+def test_tuples() -> None:
+    def drift(t: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        a, b, c = y
+        return -a + b.mean(), torch.cos(t) * b.T @ b, -c * a.sum()
+
+    y0 = (torch.randn(3, dtype=F64), torch.randn(2, 2, dtype=F64), torch.tensor(0.3, dtype=F64))
+    for t in (grid(10, 0.0, 0.5), grid(10, 0.5, 0.0)):
+        expected = reference(drift, y0, t, method="rk4")
+        given = odeint(drift, y0, t, method="rk4", **EXACT)
+        assert isinstance(given, tuple)
+        for one, other in zip(given, expected, strict=True):
+            assert_same(one, other)
+
+
+def test_tuples_of_several_precisions() -> None:
+    y0 = (torch.randn(3), torch.randn(2, dtype=F64))
+    given = odeint(lambda t, y: (-y[0], y[1] * y[0].sum()), y0, grid(10, 0.0, 0.5), method="rk4")
+    assert [part.dtype for part in given] == [torch.float32, F64]
+    assert [tuple(part.shape) for part in given] == [(11, 3), (11, 2)]
+    assert_same(given[0][-1], y0[0] * 0.6065306597, 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (3, 2), (2, 3, 4, 2)], ids=str)
+def test_shapes(shape: tuple[int, ...]) -> None:
+    y0 = torch.randn(shape, dtype=F64)
+
+    def drift(t: Tensor, y: Tensor) -> Tensor:
+        assert y.shape == shape
+        assert t.shape == ()
+        return torch.sin(y) * t - y.mean()
+
+    assert_same(odeint(drift, y0, grid(), method="heun3", **EXACT), reference(drift, y0, grid(), method="heun3"))
+
+
+def test_complex_states() -> None:
+    y0 = torch.randn(3, dtype=torch.complex128)
+
+    def drift(t: Tensor, y: Tensor) -> Tensor:
+        return 1j * y * t + y.conj() * 0.1
+
+    assert_same(odeint(drift, y0, grid(), method="rk4", **EXACT), reference(drift, y0, grid(), method="rk4"))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 4)).double()
+        self.calls = 0
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layers(torch.cat([y, t.expand(y.shape[0], 1)], 1))
+
+
+def test_modules_and_their_gradients() -> None:
+    net, t = Net(), grid(40)
+    y0 = torch.randn(6, 4, dtype=F64, requires_grad=True)
+    found = []
+    for solver, exact in ((reference, {}), (odeint, EXACT)):
+        net.calls = 0
+        out = solver(net, y0, t, method="rk4", **exact)
+        found.append([out.detach(), *torch.autograd.grad(out.square().sum(), [y0, *net.parameters()])])
+    for one, other in zip(*found, strict=True):
+        assert_same(one, other, 1e-8)
+
+
+def test_calls_are_rounds() -> None:
+    net = Net()
+    with torch.no_grad():
+        odeint(net, torch.randn(6, 4, dtype=F64), grid(100), method="rk4")
+    assert net.calls < 100  # torchdiffeq makes 400
+
+
+def test_the_default_tolerance_is_small() -> None:
+    expected = reference(pendulum, START, grid(200), method="rk4")
+    assert_same(odeint(pendulum, START, grid(200), method="rk4"), expected, 1e-6)
+
+
+@each_method
+def test_functions_of_rows(method: str) -> None:
+    def rows(t: Tensor, y: Tensor) -> Tensor:
+        assert t.shape == y.shape[:1]
+        return torch.stack([y[:, 1], torch.cos(t) - torch.sin(y[:, 0])], 1)
+
+    def one(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y[:, 1], torch.cos(t) - torch.sin(y[:, 0])], 1)
+
+    y0 = torch.randn(3, 2, dtype=F64)
+    expected = reference(one, y0, grid(), method=method)
+    assert_same(odeint(one, y0, grid(), method=method, **EXACT), expected)
+    assert_same(odeint(rows, y0, grid(), method=method, options={"rows": True}, **EXACT), expected)
+    both = odeint(
+        lambda t, y: (rows(t, y[0]), -y[1]), (y0, y0[:, 0]), grid(), method=method, options={"rows": True}, **EXACT
+    )
+    assert_same(both[0], expected)
+
+
+def test_options_of_the_solver() -> None:
+    seen: list[int] = []
+    options = {"window": 5, "max_rows": 3, "linearization": "identity", "guess": "copy", "tolerance": 0.0}
+    given = odeint(
+        pendulum, START, grid(), method=RK4(), options={**options, "callback": lambda r: seen.append(r.rows)}
+    )
+    assert max(seen) == 5
+    expected = picard.sequential(picard.ODE(rowwise(pendulum), START[None]), grid(), method="rk4", save="all").ys[:, 0]
+    assert_same(given, expected, 1e-13)
+
+
+def test_the_window_of_one_runs_anything() -> None:
+    def stubborn(t: Tensor, y: Tensor) -> Tensor:
+        out = torch.zeros(2, dtype=F64)
+        out[0] = y[1] if float(t) > 1 else -y[1]
+        return out
+
+    expected = reference(stubborn, START, grid(), method="euler")
+    assert_same(odeint(stubborn, START, grid(), method="euler", options={"window": 1}), expected)
+
+
+def writes(t: Tensor, y: Tensor) -> Tensor:
+    out = torch.zeros(2, dtype=F64)
+    out[0] = y[1]
+    return out
+
+
+STUBBORN = {
+    "writes": writes,
+    "branches": lambda t, y: y if y.sum() > 0 else -y,
+    "item": lambda t, y: y * t.item(),
+    "random": lambda t, y: y + torch.randn_like(y),
+    "numpy": lambda t, y: torch.from_numpy(y.numpy() * 2),
+}
+
+
+@pytest.mark.parametrize("name", STUBBORN)
+def test_functions_that_cannot_be_lifted(name: str) -> None:
+    with pytest.raises(NotSupportedError, match=r"one row but not on \d+ .* options=\{\"rows\": True\}"):
+        odeint(STUBBORN[name], START, grid(), method="euler")
+
+
+def test_errors_of_the_function_itself_are_its_own() -> None:
+    with pytest.raises(ZeroDivisionError):
+        odeint(lambda t, y: y / (1 // 0), START, grid(), method="euler")
+    with pytest.raises(InvalidProblemError, match="must return what it is given"):
+        odeint(lambda t, y: y[:1], START, grid(), method="euler")
+
+
+REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"method": "dopri5"}, NotSupportedError, "euler, midpoint, heun2, heun3, rk4"),
+    ({"method": None}, NotSupportedError, "dopri5, chooses its steps"),
+    ({"method": "implicit_adams"}, NotSupportedError, 'write method="rk4"'),
+    ({"method": "rk"}, UnknownMethodError, "did you mean 'rk4'"),
+    ({"options": {"stepsize": 0.1}}, TypeError, "did you mean 'step_size'"),
+    ({"options": {"interp": "cubik"}}, InvalidProblemError, "did you mean 'cubic'"),
+    ({"options": {"step_size": -0.1}}, InvalidProblemError, "must be positive"),
+    ({"options": {"step_size": 0.1, "grid_constructor": grid}}, InvalidProblemError, "one of them"),
+    ({"options": {"grid_constructor": lambda f, y, t: t[:-1]}}, InvalidGridError, r"from t\[0\] to t\[-1\]"),
+    ({"t": torch.tensor([0.0, 1.0])}, InvalidGridError, "one single step"),
+    ({"t": torch.tensor([0.0, 1.0, 0.5])}, InvalidGridError, "strictly"),
+    ({"t": torch.arange(4)}, InvalidGridError, "floating"),
+    ({"y0": torch.arange(2)}, InvalidProblemError, r"y0\.float\(\)"),
+    ({"event_fn": lambda t, y: y}, NotSupportedError, "events"),
+    ({"rtol": torch.ones(2)}, InvalidProblemError, "one number"),
+    ({"y0": [1.0, 2.0]}, InvalidProblemError, "tuple"),
+    ({"t": [0.0, 0.5, 1.0]}, InvalidGridError, "one-dimensional floating tensor"),
+    ({"func": 3}, InvalidProblemError, "callable"),
+]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("change", "error", "message"), REFUSALS, ids=[refusal[2] for refusal in REFUSALS])
+def test_refusals(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments: dict[str, Any] = {"func": pendulum, "y0": START, "t": grid(), "method": "rk4", **change}
+    with pytest.raises(error, match=message):
+        odeint(**arguments)
+
+
+def test_callbacks_of_func_are_refused() -> None:
+    class Callback(Net):
+        def callback_step(self, t: Tensor, y: Tensor, dt: Tensor) -> None: ...
+
+    with pytest.raises(NotSupportedError, match="callback"):
+        odeint(Callback(), torch.randn(6, 4, dtype=F64), grid(), method="euler")
+
+
+def test_rowwise_lifts_conditioning() -> None:
+    lifted = rowwise(lambda t, y, gain, label: y * gain * t + (1 if label == "a" else 0))
+    t, y, gain = torch.arange(3.0), torch.randn(3, 2), torch.randn(3)
+    given = lifted(t, y, gain=gain, label="a")
+    torch.testing.assert_close(given, y * (gain * t)[:, None] + 1)
+    torch.testing.assert_close(lifted(t[:1], y[:1], gain=gain[:1], label="a"), given[:1])
+    assert repr(rowwise(pendulum)) == "rowwise(pendulum)"
+
+
+def test_rowwise_functions_serve_solve() -> None:
+    net = nn.Linear(2, 2).double()
+    problem = picard.ODE(rowwise(lambda t, y: torch.tanh(net(y)) * t), torch.randn(3, 2, dtype=F64))
+    expected = picard.sequential(problem, grid(), method="heun").final
+    torch.testing.assert_close(picard.solve(problem, grid(), method="heun", tolerance=0.0).final, expected)

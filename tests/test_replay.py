@@ -1,0 +1,135 @@
+"""The parts of replay: merging recorded calls, stand-ins, random states, and the guards."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from picard import NotSupportedError
+from picard.adapters import parallelize
+from tests import tiny_diffusers as tiny
+
+library = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+calls: Any = import_module("picard.adapters.calls")
+standin: Any = import_module("picard.adapters.standin")
+
+
+def test_every_kind_of_argument_is_merged_by_its_rule() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def model(x: Tensor, t: Tensor, **kwargs: Any) -> tuple[Tensor, str]:
+        seen.append({"x": x, "t": t, **kwargs})
+        return x * t.reshape(-1, 1), "kept"
+
+    deep: dict[str, Any] = {"pooled": torch.randn(2, 4), "scale": 0.5}
+    text, ids = torch.randn(2, 5), torch.randn(2, 3)
+    states = [torch.randn(2, 3) for _ in range(3)]
+    recorded = [
+        calls.record(0, 0, i, (x, torch.tensor(10 - i)), {"text": text, "img_ids": ids, "more": deep, "flag": None})
+        for i, x in enumerate(states)
+    ]
+    outputs = calls.evaluate([model], recorded, None)
+    assert len(seen) == 1
+    assert torch.equal(seen[0]["x"], torch.cat(states))
+    assert seen[0]["t"].tolist() == [10, 10, 9, 9, 8, 8]
+    assert torch.equal(seen[0]["text"], torch.cat([text] * 3))
+    assert seen[0]["img_ids"] is ids  # two rows by chance: positions of tokens, not samples
+    assert torch.equal(seen[0]["more"]["pooled"], torch.cat([deep["pooled"]] * 3))
+    assert seen[0]["more"]["scale"] == 0.5
+    for i, (x, output) in enumerate(zip(states, outputs, strict=True)):
+        assert torch.equal(output[0], x * (10 - i))
+        assert output[1] == "kept"
+
+
+def test_one_row_is_repeated_without_a_copy_and_max_rows_splits() -> None:
+    sizes, shared = [], []
+    text = torch.randn(1, 5)
+
+    def model(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        sizes.append(len(x))
+        shared.append(text.stride(0) == 0)
+        return x
+
+    recorded = [calls.record(0, 0, i, (torch.randn(1, 3), torch.tensor(i)), {"text": text}) for i in range(5)]
+    calls.evaluate([model], recorded, 2)
+    assert sizes == [2, 2, 1]
+    assert shared == [True, True, False]
+
+
+def test_calls_that_differ_in_more_than_tensors_are_evaluated_apart() -> None:
+    sizes = []
+
+    def model(x: Tensor, t: Tensor, skip: tuple[int, ...] = (), bias: Tensor | None = None) -> Tensor:
+        sizes.append(len(x))
+        return x
+
+    x = torch.randn(2, 3)
+    recorded = [calls.record(0, 0, i, (x, torch.tensor(i)), {"skip": (i // 2,)}) for i in range(4)]
+    calls.evaluate([model], recorded, None)
+    assert sizes == [4, 4]
+    sizes.clear()
+    recorded = [calls.record(0, 0, i, (x, torch.tensor(i)), {"bias": torch.full((7,), float(i))}) for i in range(2)]
+    calls.evaluate([model], recorded, None)
+    assert sizes == [2, 2]
+
+
+def test_a_call_without_a_state_is_refused() -> None:
+    with pytest.raises(NotSupportedError, match="hidden_states"):
+        calls.record(0, 0, 0, ([torch.randn(2, 3)],), {})
+
+
+def test_a_stand_in_is_the_component_in_everything_else() -> None:
+    scheduler = library.DDIMScheduler()
+    seen = []
+    twin = standin.stand_in(scheduler, step=lambda *args, **kwargs: seen.append((args, kwargs)))
+    assert isinstance(twin, library.DDIMScheduler)
+    assert "eta" in inspect.signature(twin.step).parameters
+    twin.set_timesteps(5)
+    assert scheduler.num_inference_steps == 5
+    twin.step(1, t=2)
+    assert seen == [((1,), {"t": 2})]
+    assert type(twin).__name__ == "DDIMScheduler"
+
+
+def test_remembered_outputs_are_computed_again_when_somebody_wrote_into_them() -> None:
+    memo, count = standin.Memo(), []
+
+    def encode(x: Tensor) -> tuple[Tensor]:
+        count.append(1)
+        return (x + 1,)
+
+    first = memo.call(encode, torch.zeros(2))[0]
+    memo.rewind()
+    assert memo.call(encode, torch.zeros(2))[0] is first
+    first.mul_(2)
+    memo.rewind()
+    assert memo.call(encode, torch.zeros(2))[0].tolist() == [1, 1]
+    assert len(count) == 2
+
+
+def test_random_states_are_found_and_restored() -> None:
+    own = torch.Generator().manual_seed(1)
+    random = standin.RandomState(({"generator": [own, own]}, 3))
+
+    def draw() -> tuple[float, float]:
+        return float(torch.rand(())), float(torch.rand((), generator=own))
+
+    before = draw()
+    random.restore()
+    assert draw() == before
+
+
+def test_a_denoiser_that_mixes_rows_is_refused() -> None:
+    pipe = library.DDPMPipeline(tiny.unconditional_unet(), library.DDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet.register_forward_hook(lambda module, args, out: type(out)(sample=out.sample - out.sample.mean(0)))
+    parallelize(pipe)
+    with pytest.raises(NotSupportedError, match="independently"):
+        pipe(batch_size=2, num_inference_steps=5)

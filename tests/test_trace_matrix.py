@@ -1,0 +1,167 @@
+"""Every scheduler of Diffusers, in hundreds of settings: parallel equals the scheduler's own loop."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from picard import NotSupportedError
+from picard.adapters import diffusers as adapter
+from tests.scheduler_matrix import AXES, REASONS, REFUSED, matrix
+from tests.tiny_diffusers import louder, unconditional_unet
+
+library = pytest.importorskip("diffusers")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy meets infinite levels in Diffusers' tables
+]
+
+STEPS = {"SCMScheduler": 2, "LCMScheduler": 7}
+USUAL_STEPS = 9  # does not divide the 1000 training steps
+SHAPE = (1, 3, 8, 8)
+CASES = list(matrix())
+
+# Schedulers that cast the state to float32 or draw their noise in it, whatever they are given.
+SINGLE = {
+    "DPMSolverMultistepScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler",
+    "LTXEulerAncestralRFScheduler", "SASolverScheduler", "UniPCMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+}  # fmt: skip
+
+
+def test_the_matrix_is_large_and_complete() -> None:
+    names = {
+        name
+        for name in dir(library)
+        if name.endswith(("Scheduler", "Inverse"))
+        if isinstance(kind := getattr(library, name), type) and issubclass(kind, library.ConfigMixin)
+    }
+    listed = AXES.keys() | {name for name, _, _ in REFUSED}
+    assert len(CASES) >= 300
+    assert listed <= names
+    assert names - listed <= {"KarrasVeScheduler"}, "a scheduler is new in Diffusers: add it to the matrix"
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[torch.dtype, Any]:
+    """A random UNet, twice."""
+    network = louder(unconditional_unet(), 1.3)
+    return {torch.float32: network, torch.float64: copy.deepcopy(network).double()}
+
+
+def reference(
+    scheduler: Any, network: Callable[..., Any], latents: Tensor, steps: int, options: dict[str, Any]
+) -> Tensor:
+    """Run the loop of Diffusers' own pipelines."""
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(steps)
+    x = latents * getattr(scheduler, "init_noise_sigma", 1.0)
+    name = type(scheduler).__name__
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        options = {**options, "generator": torch.Generator().manual_seed(1)}
+    timesteps = scheduler.timesteps[:-1] if name in {"SCMScheduler", "DDPMWuerstchenScheduler"} else scheduler.timesteps
+    for t in timesteps:
+        given = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        output = network(given, t.expand(len(x))).sample
+        x = scheduler.step(output, t.expand(len(x)) if name == "DDPMWuerstchenScheduler" else t, x, **options)[0]
+    return x
+
+
+def check(networks: dict[torch.dtype, Any], name: str, settings: dict[str, Any], dtype: torch.dtype) -> float:
+    """Return the largest difference between parallel and sequential, relative to the result."""
+    options = {key[1:]: value for key, value in settings.items() if key.startswith(".")}
+    config = {key: value for key, value in settings.items() if not key.startswith(".")}
+    scheduler = getattr(library, name)(**config)
+    before = copy.deepcopy(vars(scheduler))
+    steps = STEPS.get(name, USUAL_STEPS)
+    latents = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    torch.manual_seed(3)  # one scheduler takes the seed of its Brownian path from the global generator
+    expected = reference(scheduler, networks[dtype], latents, steps, options)
+    assert bool(torch.isfinite(expected).all())
+    torch.manual_seed(3)
+    found = adapter.sample(
+        networks[dtype],
+        scheduler,
+        latents,
+        num_inference_steps=steps,
+        generator=torch.Generator().manual_seed(1),
+        scheduler_options=options,
+        tolerance=0.0,
+    )
+    assert found.final.dtype == dtype
+    assert str(before) == str(vars(scheduler))
+    return float((found.final - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+@torch.no_grad()
+def test_parallel_equals_the_schedulers_own_loop(
+    networks: dict[torch.dtype, Any], name: str, settings: dict[str, Any]
+) -> None:
+    dtype = torch.float32 if name in SINGLE else torch.float64
+    difference = check(networks, name, settings, dtype)
+    assert difference <= (1e-4 if dtype == torch.float32 else 1e-8), difference
+
+
+@pytest.mark.parametrize(("name", "settings"), list(matrix(1)))
+@torch.no_grad()
+def test_in_single_precision(networks: dict[torch.dtype, Any], name: str, settings: dict[str, Any]) -> None:
+    assert check(networks, name, settings, torch.float32) <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", AXES)
+@torch.no_grad()
+def test_many_more_settings(networks: dict[torch.dtype, Any], name: str) -> None:
+    for _, settings in (case for case in matrix(400) if case[0] == name):
+        assert check(networks, name, settings, torch.float32) <= 1e-4, settings
+
+
+@pytest.mark.parametrize(("name", "settings", "why"), REFUSED)
+def test_what_has_no_plan_is_refused_with_the_reason(name: str, settings: dict[str, Any], why: str) -> None:
+    scheduler = getattr(library, name)(**settings)
+    with pytest.raises(NotSupportedError, match=type(scheduler).__name__) as caught:
+        adapter.trace(scheduler, 10)
+    assert why in str(caught.value)
+
+
+def table() -> str:
+    """Describe every scheduler in a row of a table."""
+    lines = ["| scheduler | plan | states | noise | settings tested |", "|---|---|---|---|---|"]
+    counts = {name: sum(case == name for case, _ in CASES) for name in AXES}
+    for name in sorted({*AXES, *REASONS}):
+        if name in AXES:
+            config = {key: value for key, value in matrix_defaults(name).items() if not key.startswith(".")}
+            found = adapter.trace(getattr(library, name)(**config), STEPS.get(name, USUAL_STEPS))
+            noise = "yes" if bool((found.c > 0).any()) else "no"
+            limits = f"; not with {REASONS[name]}" if name in REASONS else ""
+            lines.append(f"| `{name}` | yes{limits} | {found.order} | {noise} | {counts[name]} |")
+        else:
+            lines.append(f"| `{name}` | no: {REASONS[name]} | | | |")
+    return "\n".join(lines)
+
+
+def matrix_defaults(name: str) -> dict[str, Any]:
+    """The settings a class has by itself, changed only where it has no plan with them."""
+    return {"PNDMScheduler": {"skip_prk_steps": True}, "DDIMInverseScheduler": {"clip_sample": False}}.get(name, {})
+
+
+def test_the_table_of_the_docs_is_current() -> None:
+    page = Path(__file__).parents[1] / "docs" / "diffusers.md"
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition("<!-- schedulers -->\n")
+    _, _, after = rest.partition("<!-- end -->")
+    current = f"{before}<!-- schedulers -->\n{table()}\n<!-- end -->{after}"
+    if os.environ.get("PICARD_WRITE_DOCS"):
+        page.write_text(current, encoding="utf-8")
+    assert text == current, "write the table anew: PICARD_WRITE_DOCS=1 python -m pytest tests/test_trace_matrix.py"
