@@ -78,7 +78,7 @@ def _trace(scheduler: Any, steps: int, options: Options) -> Trace:
 
 def _refuse(scheduler: Any) -> None:
     """Refuse what is known not to be affine, naming the key of the configuration."""
-    variance = str(scheduler.config.get("variance_type") or getattr(scheduler, "variance_type", ""))
+    variance = str(scheduler.config.get("variance_type") or vars(scheduler).get("variance_type", ""))
     if variance.startswith("learned"):
         msg = (
             f"{type(scheduler).__name__} with variance_type={variance!r} lets the model choose the noise, so its loop "

@@ -15,6 +15,8 @@ PAGES = [page for page in [README, *sorted((ROOT / "docs").glob("*.md"))] if "``
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+# beartype checks a random item of every list, which Hypothesis takes for a strategy's own use of the module
+@pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = page.read_text(encoding="utf-8")
