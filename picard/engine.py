@@ -64,7 +64,8 @@ def run_round(setup: Setup, window: Window) -> Outcome:
     """Evaluate the window in one model call, propagate, and find what can be accepted; the host waits once."""
     tables, history = setup.tables, window.history
     index, inside = window.index()
-    _evaluate(setup, window, index)
+    inputs = None if tables.inputs is None else tables.inputs[index]
+    _evaluate(setup, window, index, inputs)
     window.slope = _slopes(setup, window, index)
     a, b = tables.a[index] * inside[..., None], tables.b[index] * inside[..., None]
     forcing = None
@@ -73,7 +74,6 @@ def run_round(setup: Setup, window: Window) -> Outcome:
     mapped = step_map(a, b, window.z, window.values, forcing)
     stale = window.z[:, history + 1 :]
     settled = _settled(setup, window, index, inside, mapped - stale)
-    inputs = None if tables.inputs is None else tables.inputs[index]
     weights = _weights(a, b, inputs, window.slope, history)
     if settled is None:
         states = correct(stale, mapped, weights)
@@ -89,13 +89,12 @@ def run_round(setup: Setup, window: Window) -> Outcome:
     return Outcome(states, values, change, residual, stride, usable, sound)
 
 
-def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> None:
+def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"], inputs: Tensor | None) -> None:
     """Call the model on the nodes inside their windows and store the field values.
 
     States that wait for their certificate are evaluated in the same call.
     """
     tables, nodes = setup.tables, window.nodes
-    inputs = None if tables.inputs is None else tables.inputs[index]
     window.argument = _argument(inputs, window.z[:, : window.history + nodes], window.history)
     z, sample = window.argument.flatten(0, 1), torch.tensor(window.samples).repeat_interleave(nodes)
     node, place = index.flatten(), None
