@@ -1,0 +1,169 @@
+"""Pipelines of Diffusers that run parallel in time: the changed class, and what a call does."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from picard.errors import InvalidProblemError, NotSupportedError, close_match
+
+from .components import stand_ins
+from .progress import Bars
+from .replay import Replay
+from .standin import Memo, RandomState, replaced
+from .stats import Stats
+
+Mode = Literal["auto", "replay"]
+_DENOISERS = ("unet", "transformer", "transformer_2")
+_OTHERS = ("prior", "decoder")  # of pipelines that have none of the above
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a pipeline is to run.
+
+    Attributes:
+        mode: how it runs.
+        window: denoiser calls in flight.
+        tolerance: largest relative error of a denoiser output that counts as right.
+        max_rows: rows one evaluation of the denoiser may hold.
+    """
+
+    mode: Mode
+    window: int
+    tolerance: float
+    max_rows: int | None
+
+
+class Parallel:
+    """What a parallel pipeline has at `.picard`.
+
+    Attributes:
+        original: the pipeline's class before.
+        options: how it runs.
+        denoisers: names of the components that are evaluated in parallel.
+        stats: what the last call cost, or `None`.
+    """
+
+    def __init__(self, original: Any, options: Options, denoisers: tuple[str, ...]) -> None:
+        self.original, self.options, self.denoisers = original, options, denoisers
+        self.stats: Stats | None = None
+        self._unchecked = True
+        self._replay: Replay | None = None
+        self._bars: Bars | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether the pass that now runs is the last one: a callback that should act once can ask."""
+        return self._replay is None or self._replay.finishing
+
+    def run(self, pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the pipeline."""
+        modules = {name: getattr(pipeline, name) for name in self.denoisers}
+        modules = {name: module for name, module in modules.items() if module is not None}
+        for name, module in modules.items():
+            if getattr(module, "is_cache_enabled", False):
+                msg = (
+                    f"{name} has a cache of earlier calls enabled, so that a call's output depends on more than its "
+                    f"arguments: write pipe.{name}.disable_cache(), or restore(pipe)"
+                )
+                raise NotSupportedError(msg)
+        options = self.options
+        replay = Replay(list(modules.values()), options.window, options.tolerance, options.max_rows)
+        replay.unchecked = self._unchecked
+        memo, random = Memo(), RandomState((args, kwargs))
+        bars = Bars(functools.partial(self.original.progress_bar, pipeline), lambda: replay.exact)
+        self._replay, self._bars = replay, bars
+
+        def once() -> Any:
+            random.restore()
+            memo.rewind()
+            bars.rewind()
+            return self.original.__call__(pipeline, *args, **kwargs)
+
+        try:
+            with replaced(pipeline, stand_ins(pipeline, modules, replay, memo)):
+                result = replay.run(once)
+            self.stats, self._unchecked = replay.stats, replay.unchecked
+        finally:
+            bars.close()
+            self._replay = self._bars = None
+        return result
+
+    def progress_bar(self, pipeline: Any, iterable: Any, total: int | None) -> Any:
+        """Give a pipeline its progress bar."""
+        if self._bars is None:
+            return self.original.progress_bar(pipeline, iterable, total)
+        return self._bars.bar(iterable, total)
+
+    def undo(self, pipeline: Any) -> None:
+        """Give a pipeline its own class back."""
+        pipeline.__class__ = self.original
+
+    def __repr__(self) -> str:
+        """Show the options."""
+        return f"Parallel({self.options}, denoisers={self.denoisers})"
+
+
+def change(pipeline: Any, options: Options, denoiser: str | None) -> Any:
+    """Change a pipeline's class to one that runs in parallel, with a `Parallel` at `.picard`.
+
+    Raises:
+        NotSupportedError: if it has no denoiser and scheduler.
+        InvalidProblemError: if it has no component of the given name.
+    """
+    vars(pipeline)["picard"] = Parallel(type(pipeline), options, _find(pipeline, denoiser))
+    kind: Any = type(pipeline)
+    pipeline.__class__ = _parallel_class(kind)
+    return pipeline
+
+
+def _find(pipeline: Any, denoiser: str | None) -> tuple[str, ...]:
+    parts = getattr(pipeline, "components", None)
+    if not isinstance(parts, dict) or parts.get("scheduler") is None:
+        msg = (
+            "parallelize needs a Diffusers pipeline with a scheduler; "
+            f"given {type(pipeline).__name__}: parallelize the pipelines inside it one by one, or use picard.solve"
+        )
+        raise NotSupportedError(msg)
+    known = [name for name, part in parts.items() if isinstance(part, torch.nn.Module)]
+    if denoiser is not None:
+        if denoiser not in known:
+            msg = f"the pipeline has no model {denoiser!r}: {close_match(denoiser, known)}"
+            raise InvalidProblemError(msg)
+        return (denoiser,)
+    for names in (_DENOISERS, _OTHERS):
+        found = tuple(name for name in names if name in known)
+        if found:
+            return found
+    msg = f"{type(pipeline).__name__} has no {', '.join(_DENOISERS)}: say which component, denoiser=one of {known}"
+    raise NotSupportedError(msg)
+
+
+@functools.cache
+def _parallel_class(original: Any) -> Any:
+    """Make a subclass of a pipeline's class, under the same name, that runs in parallel."""
+
+    @functools.wraps(original.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.picard.run(self, args, kwargs)
+
+    def progress_bar(self: Any, iterable: Any = None, total: int | None = None) -> Any:
+        return self.picard.progress_bar(self, iterable, total)
+
+    def leave(self: Any, *_: Any) -> None:
+        vars(self).pop("picard").undo(self)
+
+    body = {
+        "__call__": call,
+        "__enter__": lambda self: self,
+        "__exit__": leave,
+        "progress_bar": progress_bar,
+        "__module__": original.__module__,
+        "__doc__": original.__doc__,
+        "__qualname__": original.__qualname__,
+    }
+    return type(original.__name__, (original,), body)
