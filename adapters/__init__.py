@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from . import diffusers
-from .parallelize import parallelize, restore
+from .door import parallelize, restore
+from .parallelize import parallelize as parallelize_pipeline
+from .policy import parallelize_policy
 
-__all__ = ["diffusers", "parallelize", "restore"]
+__all__ = ["diffusers", "parallelize", "parallelize_pipeline", "parallelize_policy", "restore"]

@@ -1,0 +1,202 @@
+"""A policy's sampling loop, caught at its first network call and solved as a plan."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from picard.errors import NotSupportedError
+from picard.noise import Noise
+from picard.rows import Rows
+
+from .diffusers import Scheduled, takes_generator, unwrap
+from .network import answered_by, call_padded
+from .probe import Options, advance, prepared_copy, sort_options, visited
+from .trace import Trace, trace_loop
+
+DATA, MASK, GENERATOR = "condition_data", "condition_mask", "generator"
+
+
+class Caught(BaseException):
+    """Ends a policy's loop at its first network call; no handler of the policy's own should catch it."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.inputs = args, kwargs
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What a policy gives its network first, and what the loop goes on with.
+
+    Attributes:
+        x: the noisy actions, shape (batch, horizon, actions), conditioning already put in.
+        args: the network's positional arguments after the state and the time.
+        kwargs: its keyword arguments.
+        mask: where the conditioning fixes the state, shape of `x`; `None` if it does nowhere.
+        known: the state there.
+        generator: what draws the noise of the steps; `None` for PyTorch's global one.
+    """
+
+    x: Tensor
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    mask: Tensor | None
+    known: Tensor | None
+    generator: Generator | None
+
+
+def bind(original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the arguments of a call, defaults included; those of `**kwargs` under "step"."""
+    signature = inspect.signature(original)
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    named = dict(bound.arguments)
+    rest = [name for name, one in signature.parameters.items() if one.kind is inspect.Parameter.VAR_KEYWORD]
+    named["step"] = named.pop(rest[0]) if rest else {}
+    return named
+
+
+def catch(owner: Any, network: str, loop: Callable[[], Any], named: Mapping[str, Any]) -> Start:
+    """Run a policy's own loop up to its first network call, which draws the start as the policy does.
+
+    Raises:
+        NotSupportedError: if the network is not called as `network(x, t, ...)`.
+    """
+
+    def stop(*args: Any, **kwargs: Any) -> Any:
+        raise Caught(args, kwargs)
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    with answered_by(owner, network, stop):
+        try:
+            loop()
+        except Caught as caught:
+            args, kwargs = caught.inputs
+    if len(args) < 2 or not isinstance(args[0], Tensor) or args[0].ndim < 2:
+        msg = f"{type(owner).__name__} must call its network as {network}(x, t, ...), with x (batch, horizon, actions)"
+        raise NotSupportedError(msg)
+    x, mask = args[0].detach().clone(), named.get(MASK)
+    if not isinstance(mask, Tensor) or not bool(mask.any()):
+        return Start(x, args[2:], kwargs, None, None, named.get(GENERATOR))
+    known = torch.where(mask, named[DATA], 0).to(x)
+    return Start(x, args[2:], kwargs, mask.expand_as(x), known, named.get(GENERATOR))
+
+
+@dataclass(frozen=True, eq=False)
+class ActionLoop:
+    """A policy's loop over its scheduler's timesteps, as a plan.
+
+    Attributes:
+        trace: the scheduler's loop.
+        draws: whether the scheduler draws noise at every node.
+    """
+
+    trace: Trace
+    draws: tuple[bool, ...]
+
+    @staticmethod
+    def of(scheduler: Any, steps: int, options: Mapping[str, Any]) -> ActionLoop:
+        """Read the loop off a scheduler.
+
+        Args:
+            scheduler: the policy's; it is not changed.
+            steps: number of inference steps.
+            options: what the policy passes to `scheduler.step` beside the usual.
+
+        Raises:
+            NotSupportedError: if it is not affine.
+        """
+        with torch.inference_mode(mode=False), torch.no_grad():
+            try:
+                sorted_options = sort_options(scheduler, options)
+            except TypeError as error:  # the policy's own loop will say the same
+                raise NotSupportedError(str(error)) from error
+            trace = trace_loop(scheduler, steps, sorted_options)
+            return ActionLoop(trace, _draws(scheduler, trace, steps, sorted_options))
+
+    def noise(self, start: Start) -> list[Tensor | None]:
+        """Draw the noise of every node, in the scheduler's order."""
+        x, generator = start.x, start.generator
+        device = x.device if generator is None else generator.device
+
+        def draw() -> Tensor:
+            return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+
+        return [draw() if drawn else None for drawn in self.draws]
+
+    def problem(
+        self, start: Start, drawn: list[Tensor | None], model: Callable[..., Any], max_rows: int, *, fixed: bool
+    ) -> Actions:
+        """Put a start, the noise of the nodes and a network together.
+
+        Args:
+            start: what the policy's loop starts from.
+            drawn: the noise, see `noise`.
+            model: called as `model(x, t, *args, **kwargs)`.
+            max_rows: most rows of a call.
+            fixed: whether the network is called on two numbers of rows only.
+        """
+        x, mask, noise = start.x, start.mask, None
+        if bool((self.trace.plan_.c != 0).any()):
+            values = torch.stack([torch.zeros_like(x) if one is None else one for one in drawn])
+            noise = Noise.from_tensor(values if mask is None else values.masked_fill(mask, 0))
+        free = x if mask is None else x.masked_fill(mask, 0)
+        cond = {"args": start.args, "kwargs": start.kwargs, "mask": mask, "known": start.known}
+        counts = (min(len(x), max_rows), max_rows) if fixed else ()
+        return Actions(model, self.trace, free, noise=noise, cond=cond, counts=counts)
+
+
+@dataclass(frozen=True, eq=False)
+class Actions(Scheduled):
+    """Sampling of actions, some of which may be known.
+
+    The policy puts the known ones into the state before every network call and at the end. Here the state is zero
+    there and stays so, since the start, the field and the noise are; the network sees the known ones in their place.
+
+    Attributes:
+        counts: numbers of rows a call may have, ascending; any if empty.
+    """
+
+    counts: tuple[int, ...] = field(default=(), kw_only=True)
+
+    def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        """Evaluate the data prediction where the state is free."""
+        held = rows.cond.tensors()
+        mask = held["mask"]
+        x = rows.x if mask is None else torch.where(mask, held["known"].to(rows.x), rows.x)
+        t = self._timesteps[rows.t]  # type: ignore[attr-defined]  # set in __post_init__
+        given = x.to(self.start.dtype)
+        if self.counts:
+            output = call_padded(self.model, self.counts, given, t, held["args"], held["kwargs"])
+        else:
+            output = self.model(given, t, *held["args"], **held["kwargs"])
+        data = self.data(x, unwrap(output).to(x.dtype), rows.t)
+        return (data if mask is None else data.masked_fill(mask, 0)), None
+
+
+def projected(start: Start, free: Tensor) -> Tensor:
+    """Put the known actions back in."""
+    return free if start.mask is None or start.known is None else torch.where(start.mask, start.known, free)
+
+
+def _draws(scheduler: Any, trace: Trace, steps: int, options: Options) -> tuple[bool, ...]:
+    """Find the nodes at which a scheduler draws noise, by running a copy of it."""
+    generator = torch.Generator().manual_seed(0)
+    twin = prepared_copy(scheduler, steps, options)
+    step = dict(options.step) | ({GENERATOR: generator} if takes_generator(twin) else {})
+    x, found = torch.zeros(1, 2, 2), []
+    for t in visited(twin):
+        before = generator.get_state()
+        x = advance(twin, torch.zeros_like(x), t, x, step)[0]
+        found.append(not torch.equal(before, generator.get_state()))
+    if trace.plan_.nodes != len(found) or not trace.independent:
+        msg = f"{type(scheduler).__name__} draws noise that enters several steps: use mode='replay'"
+        raise NotSupportedError(msg)
+    return tuple(found)

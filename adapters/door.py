@@ -1,0 +1,38 @@
+"""One line that makes a pipeline or a policy sample parallel in time, and one that undoes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .parallelize import parallelize as parallelize_pipeline
+from .parallelize import restore as restore_pipeline
+from .policy import owner_of, parallelize_policy, restore_policy
+
+
+def parallelize(sampler: Any, **options: Any) -> Any:
+    """Make a Diffusers pipeline or a robot policy sample parallel in time: same call, same arguments, same result.
+
+    The object itself is changed, by a subclass of its class; `restore(sampler)` undoes it, and so does the end of a
+    `with parallelize(sampler, ...):` block. What the last call cost is at `sampler.picard.stats`.
+
+    Args:
+        sampler: a Diffusers pipeline, or a policy of DiffusionPolicy or LeRobot, recognised by what it has: a method
+            `conditional_sample`, a `noise_scheduler` and a network.
+        **options: those of `parallelize_pipeline` or of `parallelize_policy`; both take `window`, `tolerance`,
+            `max_rows` and `mode`.
+
+    Returns:
+        The same object.
+
+    Raises:
+        NotSupportedError: if it is neither, or a later call finds that it cannot be parallelized.
+        InvalidProblemError: if an option has the wrong form.
+        TypeError: if an option is unknown.
+    """
+    run = parallelize_pipeline if owner_of(sampler) is None else parallelize_policy
+    return run(sampler, **options)
+
+
+def restore(sampler: Any) -> Any:
+    """Make a parallel pipeline or policy sequential again; anything else is returned as it is."""
+    return sampler if restore_policy(sampler) else restore_pipeline(sampler)
