@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from picard import presets
+from picard import distributed, presets
 from picard.certificate import LawCertificate, PathCertificate
 from picard.denoiser import Denoiser, DynamicThreshold, Guidance
 from picard.diffusion import Diffusion
 from picard.errors import (
+    DistributedError,
     InvalidGridError,
     InvalidProblemError,
     MissingDependencyError,
@@ -46,6 +47,7 @@ __all__ = [
     "SDE",
     "Denoiser",
     "Diffusion",
+    "DistributedError",
     "DynamicThreshold",
     "FixedRounds",
     "Guidance",
@@ -74,6 +76,7 @@ __all__ = [
     "TotalVariation",
     "UnknownMethodError",
     "adapters",
+    "distributed",
     "integrators",
     "odeint",
     "presets",

@@ -13,7 +13,6 @@ from picard.device import send
 from picard.errors import NotSupportedError
 from picard.plan import Plan
 from picard.problem import Problem
-from picard.sde import AbsorbedSDE
 from picard.shapes import Bool, Float, Int
 from picard.window import Tables
 
@@ -60,7 +59,7 @@ class Certifier:
         Raises:
             NotSupportedError: if the noise enters through the field, where its scale may depend on the state.
         """
-        if isinstance(problem, AbsorbedSDE):
+        if problem.noise_in_field:
             msg = (
                 "a certificate needs noise of a known scale in every step; an SDE's enters through its diffusion: "
                 "certify the ODE or the diffusion model, or compare laws with picard.verify"

@@ -32,6 +32,10 @@ class NotSupportedError(PicardError, NotImplementedError):
     """A combination is meaningful but this library does not offer it."""
 
 
+class DistributedError(PicardError, RuntimeError):
+    """The ranks of a process group do not agree, one of them is lost, or the model raised on another one."""
+
+
 class MissingDependencyError(PicardError, ImportError):
     """An optional dependency is needed and not installed."""
 

@@ -18,7 +18,6 @@ from picard.prepare import Prepared
 from picard.progress import Progress
 from picard.rows import Conditioning, map_tensors
 from picard.run import Run
-from picard.sde import AbsorbedSDE
 from picard.shapes import Float
 from picard.solution import Solution
 from picard.tolerance import NoiseRatio, RelAbs, Tolerance
@@ -128,7 +127,7 @@ class _Implicit(torch.autograd.Function):
         task: _Task = ctx.task
         (states,) = ctx.saved_tensors
         batch, plan = states.shape[1], task.prepared.plan
-        noise = draw_everything(task.prepared, batch) if isinstance(task.prepared.problem, AbsorbedSDE) else None
+        noise = draw_everything(task.prepared, batch) if task.prepared.problem.noise_in_field else None
         field_at = FieldAtNodes(task.setup, states, noise, task.by.cond)
         points = check_save(task.save, plan.steps)
         direct = {node: by_ys[slot] for slot, node in enumerate(plan.grid_nodes[points].tolist())}
@@ -153,7 +152,7 @@ def _solve_adjoint(
     plan = adjoint_plan(forward.plan, list(direct))
     tables = Tables.of(plan, start, torch.int64)
     sample = {"sample": torch.arange(batch, device=start.device)}
-    problem = AdjointProblem(field_at, start, sample)
+    problem = forward.problem.like(AdjointProblem(field_at, start, sample))
     setup = replace(
         forward,
         problem=problem,

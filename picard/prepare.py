@@ -14,7 +14,7 @@ from picard.grid import Levels
 from picard.plan import Integrator, Plan
 from picard.problem import Problem
 from picard.registry import resolve
-from picard.sde import SDE, AbsorbedSDE
+from picard.sde import SDE
 from picard.shapes import Float
 from picard.window import Draw, Tables
 
@@ -62,7 +62,7 @@ def prepare(problem: Problem | SDE, grid: int | Tensor, method: str | Integrator
         times = torch.cat([points.timesteps, torch.zeros(1, dtype=torch.float64)])
     else:
         times = grid if isinstance(grid, Tensor) else points.values
-    needed = isinstance(problem, AbsorbedSDE) or bool((plan.c != 0).any())
+    needed = problem.noise_in_field or bool((plan.c != 0).any())
     done = torch.zeros(plan.nodes + 1, dtype=torch.int64)
     done[plan.grid_nodes[1:]] = 1
     return Prepared(

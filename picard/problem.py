@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -49,6 +49,27 @@ class Problem(ABC):
     def noise_shape(self) -> tuple[int, ...]:
         """Shape of one step's noise of one sample."""
         return tuple(self.x0.shape[1:])
+
+    @property
+    def noise_in_field(self) -> bool:
+        """Whether noise enters through the field, whose diffusion then comes with its value."""
+        return False
+
+    @property
+    def alone(self) -> Problem:
+        """The problem as this process evaluates it alone: itself, unless its rows are spread over processes."""
+        return self
+
+    def like(self, other: Problem) -> Problem:
+        """Evaluate another problem where this one is: as it is, unless rows are spread over processes."""
+        return other
+
+    def agree(self, facts: Callable[[], Mapping[str, Any]]) -> None:
+        """Check, at the start of a solve, that all processes that share its rows know the same; there is one here.
+
+        Args:
+            facts: returns what decides the solve, by name.
+        """
 
     def conditioning(self) -> Mapping[str, Any]:
         """Return everything that is repeated per row."""

@@ -59,7 +59,7 @@ def evaluate(field: Field, rows: Rows, max_rows: int | None) -> tuple[Float[Tens
     count = len(rows.x)
     size = count if max_rows is None else max_rows
     pieces = [rows.part(start, min(start + size, count)) for start in range(0, count, size)]
-    parts = [_checked(*field(piece), piece.x) for piece in pieces]
+    parts = [checked(*field(piece), piece.x) for piece in pieces]
     if len(parts) == 1:
         return parts[0]
     diffusions = [diffusion for _, diffusion in parts if diffusion is not None]
@@ -83,7 +83,12 @@ def kicked(value: Tensor, diffusion: Tensor | None, noise: Tensor | None) -> Ten
     return value + (diffusion * spread).sum(-1)
 
 
-def _checked(value: object, diffusion: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor | None]:
+def checked(value: object, diffusion: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Check that a field's value is shaped, typed and placed as its input.
+
+    Raises:
+        InvalidProblemError: if it is not.
+    """
     same = isinstance(value, Tensor) and (value.shape, value.dtype, value.device) == (x.shape, x.dtype, x.device)
     if not same or not isinstance(value, Tensor):
         msg = f"the model must return what it is given: {describe(x)}; it returned {describe(value)}"

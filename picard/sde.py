@@ -54,7 +54,7 @@ class SDE:
             msg = f"unknown noise_type {self.noise_type!r}: {close_match(str(self.noise_type), _NOISE_TYPES)}"
             raise InvalidProblemError(msg)
 
-    def absorb(self, grid: Tensor) -> AbsorbedSDE:
+    def absorb(self, grid: Tensor) -> Problem:
         """Absorb the noise on a grid: dx/dt = drift(t, x) + diffusion(t, x) dW_i / h_i within step i.
 
         The result is an ordinary differential equation whose Euler solution is the Euler-Maruyama path of this
@@ -108,6 +108,11 @@ class AbsorbedSDE(Problem):
     def cond(self) -> Mapping[str, Any]:  # type: ignore[override]
         """Conditioning of the SDE."""
         return self.sde.cond
+
+    @property
+    def noise_in_field(self) -> bool:
+        """Whether noise enters through the field: always."""
+        return True
 
     @property
     def noise_shape(self) -> tuple[int, ...]:

@@ -48,6 +48,9 @@ def sequential(
     started = time.perf_counter()
     prepared = prepare(problem, grid, method)
     plan, tables, x0 = prepared.plan, prepared.tables, prepared.problem.x0
+    prepared.problem.agree(
+        lambda: {"the method on the grid": plan, "noise": None if prepared.draw is None else prepared.draw([0], [0])}
+    )
     batch, samples = len(x0), list(range(len(x0)))
     conditioning = Conditioning(prepared.problem.conditioning(), batch)
     trajectory = Trajectory(plan, x0, save)

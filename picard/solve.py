@@ -103,6 +103,16 @@ def solve(
         max_rows,
         Certifier(prepared.problem, plan, prepared.tables) if certified else None,
     )
+    prepared.problem.agree(
+        lambda: {
+            "the method on the grid": plan,
+            "noise": None if prepared.draw is None else prepared.draw([0], [0]),
+            "tolerance": rule,
+            "linearization": setup.linearization,
+            "guess": guess.ys if isinstance(guess, Solution) else guess,
+            "the other options": (setup.window, max_rows, max_rounds, certify, torch.is_grad_enabled()),
+        }
+    )
 
     by = differentiation(setup, prepared) if torch.is_grad_enabled() else None
 
