@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +11,9 @@ from torch import Tensor
 import picard
 from picard.certificate import LawCertificate
 from picard.schedule import TrainedSchedule
-from picard.tolerance import Candidates
 from picard.verify import Mixture, gaussian_tv
 
 F64 = torch.float64
-
-
-@dataclass(frozen=True)
-class ExactRounds(picard.FixedRounds):
-    """`FixedRounds` without its exception for states that rounding alone still moves, which makes it affine."""
-
-    def bound(self, candidates: Candidates) -> Tensor:
-        """Return infinity for states old enough, minus infinity for others."""
-        return torch.where(candidates.age >= self.rounds, math.inf, -math.inf).to(candidates.size.dtype)
 
 
 @dataclass(frozen=True)
@@ -44,7 +33,7 @@ class Setting:
     @property
     def options(self) -> dict[str, Any]:
         """Options of the solve."""
-        rule = ExactRounds(self.rounds)
+        rule = picard.FixedRounds(self.rounds)
         return {"tolerance": rule, "window": self.window, "linearization": self.linearization, "guess": self.guess}
 
     @property

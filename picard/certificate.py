@@ -24,9 +24,10 @@ class LawCertificate:
         `KL = E sum_m |d[m]|^2 / (2 c[m]^2)`,        `TV <= sqrt(KL / 2)`.
 
     Assumptions: the scheme is causal (an accepted state depends on earlier noise only, which holds for every
-    linearization and guess of this library), every step has noise except those whose field was evaluated at the
-    accepted state itself (the solver sees to it), and the expectation is estimated by the mean over the batch, whose
-    samples must be independent draws. It bounds the law, not the single path.
+    linearization and named guess of this library; a warm start must not know the noise of later steps), every step has
+    noise except those whose field was evaluated at the accepted state itself (the solver sees to it), and the
+    expectation is estimated by the mean over the batch, whose samples must be independent draws. It bounds the law,
+    not the single path.
 
     Attributes:
         kl: sum over the nodes for every sample, shape (batch,); infinite where a window had to be cut short because a
@@ -38,15 +39,25 @@ class LawCertificate:
     @property
     def tv(self) -> float:
         """The bound, at most 1."""
-        return min(1.0, math.sqrt(float(self.kl.mean()) / 2))
+        return min(1.0, self._pinsker)
 
     @property
     def tv_error(self) -> float:
-        """Monte-Carlo standard error of the bound; infinite for one sample."""
-        if len(self.kl) < 2 or not math.isfinite(float(self.kl.sum())):
+        """Monte-Carlo standard error of the bound, capped with it: how far down one standard error takes the bound.
+
+        Infinite for one sample; 0 where the bound stays at 1.
+        """
+        if len(self.kl) < 2:
             return math.inf
-        spread = float(self.kl.std()) / math.sqrt(len(self.kl))
-        return spread / (4 * self.tv) if self.tv > 0 else 0.0
+        bound = self._pinsker
+        if bound == 0 or not math.isfinite(bound):
+            return 0.0
+        error = float(self.kl.std()) / math.sqrt(len(self.kl)) / (4 * bound)
+        return self.tv - min(1.0, max(0.0, bound - error))
+
+    @property
+    def _pinsker(self) -> float:
+        return math.sqrt(float(self.kl.mean()) / 2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -204,9 +204,8 @@ def _accept(
     window.age = window.age + 1
     top = largest(states)
     size = rms(states, top)
-    age = torch.cat([window.age[:, 1:], torch.zeros_like(window.age[:, :1])], 1)
     after = (index + 1).clamp_max(setup.plan.nodes - 1)
-    bound = setup.tolerance.bound(Candidates(size, age, None if yardstick is None else yardstick[after]))
+    bound = setup.tolerance.bound(Candidates(size, window.age_after(), None if yardstick is None else yardstick[after]))
     bound = setup.linearization.share * bound + _FLOOR * torch.finfo(states.dtype).eps * size
     close = (change <= bound) & torch.isfinite(change) & _tested(setup, index, inside)
     passed = close.cumprod(1).bool() if settled is None else settled
@@ -235,7 +234,8 @@ def _settled(
 ) -> Bool[Tensor, "batch nodes"] | None:
     """Say which states are accepted as they stand, if the tolerance looks at the residual and not at the change.
 
-    The residual of a state is minus the defect of the increment that leads to it, so it is certified for nothing.
+    The residual of a state is minus the defect of the increment that leads to it, so it is certified for nothing. That
+    of a guess without noise holds the step's own, which no acceptance may depend on: such a state waits for a round.
     """
     certifier = setup.certifier
     if not isinstance(setup.tolerance, TotalVariation) or certifier is None:
@@ -244,6 +244,7 @@ def _settled(
     square = residual.square().sum(2)
     share = (index + 1).to(square.dtype) / setup.plan.nodes
     spent = certifier.kl[samples, None] + certifier.divergence(index, square).cumsum(1)
-    settled = ((spent <= setup.tolerance.budget * share) & _tested(setup, index, inside)).cumprod(1).bool()
+    within = (spent <= setup.tolerance.budget * share) & _tested(setup, index, inside)
+    settled = (within & ((window.age_after() > 0) | setup.guess.carries_noise)).cumprod(1).bool()
     certifier.add(samples, index, settled, square)
     return settled

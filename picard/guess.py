@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ GUESSES = ("hold", "copy")
 
 class Copy:
     """Repeat the last known state, as ParaDiGMS does."""
+
+    carries_noise: ClassVar[bool] = False
 
     def __call__(
         self,
@@ -48,6 +51,7 @@ class Hold:
         state: shape of one state.
     """
 
+    carries_noise: ClassVar[bool] = True
     tables: Tables
     state: tuple[int, ...]
 
@@ -95,6 +99,7 @@ class Warm:
         states: shape (nodes, batch, dims).
     """
 
+    carries_noise: ClassVar[bool] = False
     states: Tensor
 
     def __call__(

@@ -34,7 +34,7 @@ class Tolerance(ABC):
 
     @abstractmethod
     def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
-        """Return the largest acceptable change of every candidate."""
+        """Return the largest acceptable change of every candidate; minus infinity keeps even a still one."""
 
     def check(self, plan: Plan) -> None:
         """Check that the rule means something for a plan.
@@ -103,6 +103,9 @@ class NoiseRatio(Tolerance):
 class FixedRounds(Tolerance):
     """Accept every state after a fixed number of rounds in the window, whatever its change: bounded latency.
 
+    Neither sooner nor later: no decision depends on a value, so that under `identity` and `frozen` the result is affine
+    in the start and the noise wherever the field is affine in the state.
+
     Attributes:
         rounds: the number of rounds, at least 1.
     """
@@ -116,8 +119,8 @@ class FixedRounds(Tolerance):
             raise InvalidProblemError(msg)
 
     def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
-        """Return infinity for states old enough, zero for others."""
-        return torch.where(candidates.age >= self.rounds, math.inf, 0.0).to(candidates.size.dtype)
+        """Return infinity for states old enough, minus infinity for others."""
+        return torch.where(candidates.age >= self.rounds, math.inf, -math.inf).to(candidates.size.dtype)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -54,7 +54,13 @@ Draw = Callable[[Sequence[int], Sequence[int]], Tensor]
 
 @runtime_checkable
 class Guess(Protocol):
-    """A supplier of starting states for nodes that enter a window."""
+    """A supplier of starting states for nodes that enter a window.
+
+    Attributes:
+        carries_noise: whether its states hold the noise of the step before them, as those of later rounds do.
+    """
+
+    carries_noise: ClassVar[bool]
 
     def __call__(
         self,
@@ -139,6 +145,10 @@ class Window:
         index = (torch.tensor(self.begin)[:, None] + offsets).clamp_max(self._nodes - 1)
         inside = offsets < torch.tensor(self.width)[:, None]
         return send(index, self.z), send(inside, self.z)
+
+    def age_after(self) -> Int[Tensor, "batch nodes"]:
+        """Return the age of the state after every node; after the last there is none."""
+        return torch.cat([self.age[:, 1:], torch.zeros_like(self.age[:, :1])], 1)
 
     def slide(
         self,

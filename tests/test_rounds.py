@@ -102,6 +102,15 @@ def test_fixed_rounds_are_the_same_for_every_problem() -> None:
     assert len(found) == 1
 
 
+def test_fixed_rounds_are_not_cut_short_where_nothing_moves() -> None:
+    still = picard.ODE(lambda t, x: torch.zeros_like(x), torch.ones(2, 2, dtype=torch.float64))
+    found = {
+        picard.solve(problem, times(40), method="euler", window=8, tolerance=picard.FixedRounds(3)).stats.rounds
+        for problem in (still, pendulum())
+    }
+    assert len(found) == 1
+
+
 def test_a_field_of_time_alone_takes_one_full_round() -> None:
     problem = picard.ODE(lambda t, x: torch.cos(t)[:, None].expand_as(x), torch.zeros(2, 3, dtype=torch.float64))
     grid = times(50)

@@ -78,6 +78,21 @@ def test_the_certificate_covers_an_estimate_on_a_mixture(options: dict[str, Any]
         assert 0.01 < parallel.certificate.tv < 1  # loose enough to say something, tight enough to mean something
 
 
+def test_the_error_of_the_bound_is_capped_with_it() -> None:
+    def of(*kl: float) -> tuple[float, float]:
+        certificate = LawCertificate(torch.tensor(kl, dtype=F64))
+        return certificate.tv, certificate.tv_error
+
+    assert of(0.0, 0.0) == (0.0, 0.0)
+    # kl 0.08 +- 0.02: the bound is 0.2, its derivative 1 / (4 * 0.2)
+    assert of(0.06, 0.1) == pytest.approx((0.2, 0.02 / 0.8))
+    # kl 2.42 +- 0.5: Pinsker's bound is 1.1 +- 0.5 / 4.4, which reaches down to 0.9864
+    assert of(1.92, 2.92) == pytest.approx((1.0, 1 - (1.1 - 0.5 / 4.4)))
+    assert of(1000.0, 1100.0) == (1.0, 0.0)
+    assert of(0.1, float("inf")) == (1.0, 0.0)
+    assert of(0.1)[1] == float("inf")
+
+
 def act32(seeds: int = 32) -> picard.Diffusion:
     return benchmarks()["act32"].problem(0, seeds)
 

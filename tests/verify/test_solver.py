@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 import picard
 from picard.tolerance import Tolerance
-from picard.verify import Case, check, strategies
+from picard.verify import Case, Mixture, check, mixture_diffusion, strategies
 from picard.verify.known import runaway_ode
 from picard.verify.strategies import Kind
 
@@ -75,12 +76,28 @@ RULES = [picard.RelAbs(1e-3, 1e-3), picard.NoiseRatio(0.3), picard.FixedRounds(2
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @settings(max_examples=max(3, FEW // 2), phases=PHASES)
-@given(strategies.mixture_diffusions(), st.integers(2, 10), st.sampled_from(["ddpm", "sde-dpmsolver++"]))
+@given(
+    strategies.mixture_diffusions(),
+    st.integers(2, 10),
+    st.sampled_from(["ddpm", "sde-dpmsolver++"]),
+    st.sampled_from(["hold", "copy"]),
+)
 def test_every_tolerance_is_causal_and_certified(
-    rule: Tolerance, problem: picard.Diffusion, steps: int, method: str
+    rule: Tolerance, problem: picard.Diffusion, steps: int, method: str, guess: str
 ) -> None:
     names = ["causal", "adapted", "certified", "batch_independent"]
-    check(problem, steps, method=method, tolerance=rule, window=6, properties=names).raise_for_failures()
+    check(problem, steps, method=method, tolerance=rule, window=6, guess=guess, properties=names).raise_for_failures()
+
+
+@pytest.mark.parametrize("rule", [*RULES, picard.TotalVariation(0.5)], ids=str)
+@pytest.mark.parametrize("guess", ["copy", torch.zeros(11, 1, 1, dtype=torch.float64)], ids=["copy", "warm"])
+def test_no_acceptance_depends_on_the_own_noise_of_a_state_guessed_without_it(
+    guess: str | Tensor, rule: Tolerance
+) -> None:
+    for seed in (2, 5):
+        problem = mixture_diffusion(Mixture.random(seed, dims=1), picard.Schedule.cosine(50), seed, batch=1)
+        options: dict[str, Any] = {"tolerance": rule, "window": 6, "guess": guess}
+        check(problem, 10, method="ddpm", properties=["adapted"], **options).raise_for_failures()
 
 
 @settings(max_examples=FEW, phases=PHASES)
