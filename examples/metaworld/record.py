@@ -1,0 +1,35 @@
+"""Record what the policies see in closed loop, for tests and benchmarks: `python -m examples.metaworld.record`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from examples.metaworld.closed_loop import run
+from examples.metaworld.methods import sampler
+from examples.metaworld.policy import ACTION_STEPS, WEIGHTS, load
+from examples.metaworld.problem import RECORDED
+from examples.metaworld.tasks import TASKS, Task
+
+FIRST_SEED = 2_000_000  # far from the demonstrations and from the evaluation
+COUNT = 64
+
+
+def main() -> None:
+    """Run the sequential sampler and store the first COUNT observations at which it plans, episode after episode."""
+    found: dict[str, torch.Tensor] = {}
+    for name in TASKS:
+        policy = load(name)
+        seeds = range(FIRST_SEED, FIRST_SEED + COUNT // 4)
+        episodes = run(policy, [Task(name) for _ in seeds], seeds, sampler(policy, "sequential"))
+        steps = [(i, step) for i, one in enumerate(episodes) for step in range(0, len(one.done), ACTION_STEPS)]
+        seen = [episodes[i].recent(step) for i, step in steps]
+        found[name] = torch.from_numpy(np.stack(seen[:COUNT])).float()
+        found[f"{name}/episode"] = torch.tensor([i for i, _ in steps[:COUNT]])
+        print(f"{name}: {len(seen)} plans in {len(episodes)} episodes, {sum(e.success for e in episodes)} successful")
+    save_file(found, WEIGHTS / RECORDED)
+
+
+if __name__ == "__main__":
+    main()
