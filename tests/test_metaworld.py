@@ -39,7 +39,7 @@ def test_parallel_policy_gives_the_sequential_actions(task: str) -> None:
 @each_task
 @torch.no_grad()
 def test_costs(task: str) -> None:
-    """The published counts (Shih et al., 2023: 25 rounds, 390 evaluations), and what the default is promised to need."""
+    """The published counts of the preset (Shih et al., 2023: 25 rounds, 390 evaluations), and bounds of the default."""
     policy = load(task)
     observations = recorded(task)[0][::8][:PLANS]
     condition, seeds = policy.condition(observations), range(PLANS)
