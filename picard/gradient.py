@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from picard.adjoint import AdjointProblem, FieldAtNodes, adjoint_plan, asking, draw_everything
 from picard.engine import Setup
-from picard.guess import Hold
+from picard.extrapolate import Extrapolate
+from picard.hold import Hold
 from picard.prepare import Prepared
 from picard.progress import Progress
 from picard.rows import Conditioning, map_tensors
@@ -22,7 +23,7 @@ from picard.shapes import Float
 from picard.solution import Solution
 from picard.tolerance import NoiseRatio, RelAbs, Tolerance
 from picard.trajectory import Trajectory, check_save
-from picard.window import Tables
+from picard.window import Guess, Tables
 
 logger = logging.getLogger("picard")
 Solve = Callable[[Tensor, Trajectory], Solution]
@@ -160,7 +161,7 @@ def _solve_adjoint(
         tables=tables,
         conditioning=Conditioning(sample, batch),
         tolerance=_adjoint_tolerance(forward.tolerance),
-        guess=Hold(tables, tuple(start.shape[1:])),
+        guess=_backward(forward.guess, tables, tuple(start.shape[1:])),
         certifier=None,
     )
 
@@ -207,6 +208,13 @@ def _by_inputs(
                 old = total[i]
                 total[i] = new if old is None else old + new
     return total
+
+
+def _backward(forward: Guess, tables: Tables, state: tuple[int, ...]) -> Guess:
+    """Extrapolate backward in time if the forward solve does so forward; hold otherwise."""
+    if isinstance(forward, Extrapolate):
+        return replace(forward, tables=tables, clock=forward.clock.flip(0))
+    return Hold(tables, state)
 
 
 def _adjoint_tolerance(forward: Tolerance) -> RelAbs:

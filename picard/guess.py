@@ -11,14 +11,14 @@ from torch import Tensor
 
 from picard.device import send
 from picard.errors import InvalidProblemError, close_match, describe
+from picard.extrapolate import Extrapolate
+from picard.hold import Hold
 from picard.plan import Plan
-from picard.propagate import hold
-from picard.rows import kicked
 from picard.shapes import Float
 from picard.solution import Solution
 from picard.window import Guess, Tables, Window, take
 
-GUESSES = ("hold", "copy")
+GUESSES = ("extrapolate", "hold", "copy")
 
 
 class Copy:
@@ -38,57 +38,6 @@ class Copy:
         """Return copies of the state at `end`."""
         last = torch.tensor(end)[:, None] - torch.tensor(old_begin)[:, None] + window.history
         return take(known, send(last, known)).expand(-1, count, -1)
-
-
-@dataclass(frozen=True, eq=False)
-class Hold:
-    """Run the recurrence on with the last field value held, and with the right noise.
-
-    For diffusion models the field is the data prediction: the x0-frozen start of ParaSolver (Lu et al., 2025).
-
-    Attributes:
-        tables: the plan's coefficients.
-        state: shape of one state.
-    """
-
-    carries_noise: ClassVar[bool] = True
-    tables: Tables
-    state: tuple[int, ...]
-
-    def __call__(
-        self,
-        window: Window,
-        known: Float[Tensor, "batch slots dims"],
-        values: Float[Tensor, "batch evaluated dims"],
-        old_begin: Sequence[int],
-        end: Sequence[int],
-        count: int,
-    ) -> Float[Tensor, "batch count dims"]:
-        """Return the held continuation."""
-        tables, history = self.tables, window.history
-        last = (torch.tensor(end) - torch.tensor(old_begin))[:, None] + history
-        nodes = send((torch.tensor(end)[:, None] + torch.arange(count)).clamp_max(len(tables.a) - 1), known)
-        z = take(known, send(last + torch.arange(-history, 1), known))
-        past = take(values, send((last - 1 + torch.arange(-history, 1)).clamp_min(0), known))
-        held = past[:, -1:].expand(-1, count, -1)
-        forcing = None
-        if window.noise is not None:
-            slots = torch.tensor(end)[:, None] - torch.tensor(window.begin)[:, None] + torch.arange(count)
-            noise = take(window.noise, send(slots.clamp_max(window.noise.shape[1] - 1), known))
-            if window.diffusion is None:
-                forcing = tables.c[nodes][..., None] * noise.flatten(2)
-            else:
-                held = self._kicked(window, held, send(last - 1 - history, known), nodes, noise)
-        return hold(tables.a[nodes], tables.b[nodes], z, past[:, 1:], held, forcing)
-
-    def _kicked(self, window: Window, held: Tensor, source: Tensor, nodes: Tensor, noise: Tensor) -> Tensor:
-        """Replace the source node's own increment in the held value by that of every new node's step."""
-        if window.diffusion is None or window.kick is None:
-            return held
-        drift = (held - take(window.kick, source)).unflatten(2, self.state)
-        diffusion = take(window.diffusion, source)
-        kick = self.tables.kick[nodes].reshape(*nodes.shape, *[1] * (noise.ndim - 2))
-        return kicked(drift, diffusion.expand(-1, nodes.shape[1], *diffusion.shape[2:]), kick * noise).flatten(2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,21 +66,34 @@ class Warm:
         return self.states[send(nodes, self.states), send(samples, self.states)]
 
 
-def resolve_guess(given: object, plan: Plan, tables: Tables, x0: Tensor, wide: torch.dtype) -> Guess:
+def resolve_guess(
+    given: object, plan: Plan, tables: Tables, x0: Tensor, wide: torch.dtype, *, noisy: bool = False
+) -> Guess:
     """Turn a name, a trajectory or an earlier solution into a guess.
 
+    Noise makes the field rough in time, where polynomials mislead: `"extrapolate"` then is `"hold"`. So it is by
+    default for diffusion models, whose windows rarely slide far enough to learn a polynomial from.
+
     Args:
-        given: `"hold"`, `"copy"`, a tensor of shape (steps + 1, batch, *state), or a `Solution` with as many points.
+        given: `"extrapolate"`, `"hold"`, `"copy"`, a tensor of shape (steps + 1, batch, *state), or a `Solution` with
+            as many points; `None` for the problem's usual guess.
         plan: the plan.
         tables: its coefficients.
         x0: initial states.
         wide: dtype of the computation.
+        noisy: whether the problem has noise.
 
     Raises:
         InvalidProblemError: if it is anything else.
     """
+    state = tuple(x0.shape[1:])
+    if given is None:
+        given = "extrapolate" if plan.yardstick is None else "hold"
+    if isinstance(given, str) and given == "copy":
+        return Copy()
     if isinstance(given, str) and given in GUESSES:
-        return Hold(tables, tuple(x0.shape[1:])) if given == "hold" else Copy()
+        smooth = given == "extrapolate" and not noisy
+        return Extrapolate.on(plan, tables, state) if smooth else Hold(tables, state)
     trajectory = given.ys if isinstance(given, Solution) else given
     shape = (plan.steps + 1, *x0.shape)
     if not isinstance(trajectory, Tensor):

@@ -11,7 +11,7 @@ from torch import Tensor
 from picard.device import send
 from picard.engine import Outcome, Setup, call_model, run_round
 from picard.errors import NonFiniteError
-from picard.guess import Hold
+from picard.hold import Hold
 from picard.prepare import Prepared
 from picard.progress import Callback, Progress, RoundInfo
 from picard.solution import Solution, Stats, Status

@@ -40,7 +40,7 @@ def solve(
     max_rounds: int | None = None,
     tolerance: float | Tolerance | None = None,
     linearization: str | Linearization = "secant",
-    guess: str | Tensor | Solution = "hold",
+    guess: str | Tensor | Solution | None = None,
     save: Literal["last", "all"] | Sequence[int] | Tensor = "last",
     certify: bool = False,
     callback: Callback | None = None,
@@ -64,8 +64,10 @@ def solve(
         tolerance: a rule, or a number for the problem's usual rule: `NoiseRatio` for diffusion models (0.1 by
             default), `RelAbs` otherwise (rtol 1e-4, atol 1e-6 by default).
         linearization: `"secant"`, `"frozen"`, `"identity"` (classical Picard) or an object.
-        guess: starting values of new nodes: `"hold"` (run on with the last field value), `"copy"` (repeat the last
-            state), or a trajectory (steps + 1, batch, *state) or `Solution` to start from.
+        guess: starting values of new nodes: `"extrapolate"` (run on with the field continued as a polynomial; the
+            default for an ODE), `"hold"` (run on with the last field value; the default with noise and for diffusion
+            models), `"copy"` (repeat the last state), or a trajectory (steps + 1, batch, *state) or `Solution` to
+            start from.
         save: `"last"`, `"all"`, or indices of grid points; memory is proportional to the window plus what is saved.
         certify: whether to measure how far the result can be from the sequential solver's, see `LawCertificate` and
             `PathCertificate`; accepted states are evaluated once more, together with the next round's.
@@ -90,6 +92,7 @@ def solve(
     prepared = prepare(problem, grid, method)
     plan = prepared.plan
     rule = resolve_tolerance(tolerance, plan)
+    noisy = prepared.draw is not None
     certified = certify or isinstance(rule, TotalVariation)
     setup = Setup(
         prepared.problem,
@@ -98,7 +101,7 @@ def solve(
         Conditioning(prepared.problem.conditioning(), len(prepared.problem.x0)),
         resolve_linearization(linearization),
         rule,
-        resolve_guess(guess, plan, prepared.tables, prepared.problem.x0, prepared.wide),
+        resolve_guess(guess, plan, prepared.tables, prepared.problem.x0, prepared.wide, noisy=noisy),
         min(nodes or _DEFAULT_WINDOW, plan.nodes),
         max_rows,
         Certifier(prepared.problem, plan, prepared.tables) if certified else None,

@@ -46,7 +46,7 @@ def test_any_window(hard: Hard, window: int) -> None:
 def test_the_default_beats_plain_picard_on_short_grids() -> None:
     ratios = {name: count(hard, 2 * STEPS).ratio for name, hard in PROBLEMS.items()}
     assert max(ratios.values()) <= 1.1, ratios
-    assert geometric_mean(list(ratios.values())) <= 0.8
+    assert geometric_mean(list(ratios.values())) <= 0.65
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_the_default_beats_plain_picard() -> None:
     for counts in found.values():
         assert all(one.finite and one.rounds <= counts.sequential for one in counts.found.values())
     assert max(counts.ratio for counts in found.values()) <= 1.1
-    assert geometric_mean([counts.ratio for counts in found.values()]) <= 0.65  # the aim is 0.5
+    assert geometric_mean([counts.ratio for counts in found.values()]) <= 0.5
 
 
 def test_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
