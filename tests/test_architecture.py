@@ -1,4 +1,4 @@
-"""The direction of imports and the size of files: integrators and adapters stand on the core, never the reverse."""
+"""The direction of imports and the size of files: integrators, adapters and the kit stand on the core only."""
 
 import ast
 import sys
@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CORE = sorted((ROOT / "picard").glob("*.py"))
+KIT = sorted((ROOT / "picard" / "verify").glob("*.py"))
 SATELLITES = sorted(file for folder in ("integrators", "adapters") for file in (ROOT / folder).rglob("*.py"))
 CORE_MODULES = {file.stem for file in CORE} - {"__init__"}
 FACE = ROOT / "picard" / "__init__.py"
@@ -21,8 +22,9 @@ GUARDED = {"shapes.py": {"jaxtyping"}}
 LONGEST_FILE = 250
 
 each_core_file = pytest.mark.parametrize("file", CORE, ids=lambda file: file.name)
+each_inner_file = pytest.mark.parametrize("file", CORE + KIT, ids=lambda file: f"{file.parent.name}/{file.name}")
 each_satellite_file = pytest.mark.parametrize("file", SATELLITES, ids=lambda file: f"{file.parent.name}/{file.name}")
-each_file = pytest.mark.parametrize("file", CORE + SATELLITES, ids=lambda file: f"{file.parent.name}/{file.name}")
+each_file = pytest.mark.parametrize("file", CORE + KIT + SATELLITES, ids=lambda file: f"{file.parent.name}/{file.name}")
 
 
 def imported(node: ast.AST, package: str) -> list[str]:
@@ -54,23 +56,34 @@ def names_satellite(name: str) -> bool:
     return name.removeprefix("picard.").split(".")[0] in {"integrators", "adapters"}
 
 
-@each_core_file
-def test_core_does_not_know_the_satellites(file: Path) -> None:
+def package_of(file: Path) -> str:
+    return "picard" if file in CORE else f"picard.{file.parent.name}"
+
+
+@each_inner_file
+def test_core_and_kit_do_not_know_the_satellites(file: Path) -> None:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     imports.sort(key=lambda node: node.lineno)
-    found = [node for node in imports if any(names_satellite(name) for name in imported(node, "picard"))]
+    found = [node for node in imports if any(names_satellite(name) for name in imported(node, package_of(file)))]
     if file == FACE:  # the face of the package shows them too, after everything that they need
         assert found == imports[len(imports) - len(found) :]
     else:
         assert not found, [ast.unparse(node) for node in found]
 
 
-@each_core_file
-def test_core_knows_no_model_library(file: Path) -> None:
+@each_inner_file
+def test_core_and_kit_know_no_model_library(file: Path) -> None:
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    roots = {name.split(".")[0] for node in ast.walk(tree) for name in imported(node, "picard")}
+    roots = {name.split(".")[0] for node in ast.walk(tree) for name in imported(node, package_of(file))}
     assert not roots & MODEL_LIBRARIES
+
+
+@each_core_file
+def test_core_does_not_know_the_kit(file: Path) -> None:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    names = {name for node in ast.walk(tree) for name in imported(node, "picard")}
+    assert not any(name.removeprefix("picard.").split(".")[0] == "verify" for name in names)
 
 
 @each_satellite_file
@@ -90,9 +103,8 @@ def test_satellites_import_siblings_and_core_modules_only(file: Path) -> None:
 
 @each_file
 def test_optional_libraries_wait_until_they_are_used(file: Path) -> None:
-    package = "picard" if file in CORE else f"picard.{file.parent.name}"
     statements = list(at_import_time(ast.parse(file.read_text(encoding="utf-8"))))
-    roots = {name.split(".")[0] for node in statements for name in imported(node, package)}
+    roots = {name.split(".")[0] for node in statements for name in imported(node, package_of(file))}
     assert roots <= ALWAYS_THERE | GUARDED.get(file.name, set())
 
 
