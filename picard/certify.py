@@ -57,12 +57,19 @@ class Certifier:
         """Start with nothing accepted.
 
         Raises:
-            NotSupportedError: if the noise enters through the field, where its scale may depend on the state.
+            NotSupportedError: if the noise enters through the field, where its scale may depend on the state, or at
+                more than one node of a step, where it is not independent of the states before it.
         """
         if problem.noise_in_field:
             msg = (
                 "a certificate needs noise of a known scale in every step; an SDE's enters through its diffusion: "
                 "certify the ODE or the diffusion model, or compare laws with picard.verify"
+            )
+            raise NotSupportedError(msg)
+        if len(noisy := plan.step[plan.c != 0]) > len(noisy.unique()):
+            msg = (
+                "a certificate needs noise that enters at one node of a step, independent of all before; this method's "
+                "enters at more: set Plan.c to zero at the others, or compare laws with picard.verify"
             )
             raise NotSupportedError(msg)
         x0, wide = problem.x0, tables.a.dtype

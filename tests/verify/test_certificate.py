@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ import picard
 from benchmarks.gaussian import Setting, exact
 from benchmarks.problems import benchmarks
 from picard.certificate import LawCertificate
-from picard.verify import Mixture, histogram_test, mixture_diffusion
+from picard.grid import Levels, Times
+from picard.integrators import DDPM
+from picard.plan import Plan
+from picard.verify import Mixture, histogram_test, mixture_diffusion, tanh_sde
 
 F64 = torch.float64
 
@@ -91,6 +95,28 @@ def test_the_error_of_the_bound_is_capped_with_it() -> None:
     assert of(1000.0, 1100.0) == (1.0, 0.0)
     assert of(0.1, float("inf")) == (1.0, 0.0)
     assert of(0.1)[1] == float("inf")
+
+
+@dataclass(frozen=True)
+class NoiseTwice:
+    """DDPM with half of every step's noise added at a node of its own, after the model has been called."""
+
+    def plan(self, points: Times | Levels) -> Plan:
+        whole = DDPM().plan(points)
+        a, b, c = (torch.stack([one, one], 1).flatten(0, 1) for one in (whole.a, whole.b, whole.c / 2))
+        a[1::2], b[1::2] = 1, 0
+        return Plan(whole.times.repeat_interleave(2), a, b, whole.step.repeat_interleave(2), c)
+
+
+def test_noise_that_no_bound_is_known_for_is_refused() -> None:
+    problem = mixture_diffusion(Mixture.random(0), picard.Schedule.cosine(50), seed=0)
+    with pytest.raises(picard.NotSupportedError, match="enters at one node of a step"):
+        picard.solve(problem, 5, method=NoiseTwice(), tolerance=picard.FixedRounds(2), certify=True)
+    grid = torch.linspace(0, 1, 5, dtype=F64)
+    with pytest.raises(picard.NotSupportedError, match="noise of a known scale in every step"):
+        picard.solve(tanh_sde(0), grid, method="euler", certify=True)
+    with pytest.raises(picard.NotSupportedError, match="needs a stochastic sampler such as ddpm"):
+        picard.solve(problem, 5, method="ddim", tolerance=picard.TotalVariation(0.05))
 
 
 def act32(seeds: int = 32) -> picard.Diffusion:
