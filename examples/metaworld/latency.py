@@ -21,7 +21,7 @@ from examples.metaworld.methods import METHODS
 from examples.metaworld.policy import DiffusionPolicy, load, network, scheduler
 from examples.metaworld.problem import recorded
 
-CALLS = 10  # consecutive plans of an episode
+CALLS = 8  # consecutive plans of an episode
 SIZES = {"trained, 1.2 million parameters": False, "published size, 65.8 million parameters": True}
 HEADER = """| method | median ms | 90% of plans within | speed-up | outside the network | rounds |
 |---|---|---|---|---|---|"""

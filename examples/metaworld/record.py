@@ -13,21 +13,22 @@ from examples.metaworld.problem import RECORDED
 from examples.metaworld.tasks import TASKS, Task
 
 FIRST_SEED = 2_000_000  # far from the demonstrations and from the evaluation
-COUNT = 64
+COUNT, PLANS = 64, 8  # in all, and of one episode at most
 
 
 def main() -> None:
-    """Run the sequential sampler and store the first COUNT observations at which it plans, episode after episode."""
+    """Run the sequential sampler and store observations at which it plans, from the first of every episode on."""
     found: dict[str, torch.Tensor] = {}
     for name in TASKS:
         policy = load(name)
         seeds = range(FIRST_SEED, FIRST_SEED + COUNT // 4)
         episodes = run(policy, [Task(name) for _ in seeds], seeds, sampler(policy, "sequential"))
-        steps = [(i, step) for i, one in enumerate(episodes) for step in range(0, len(one.done), ACTION_STEPS)]
+        starts = [range(0, len(episode.done), ACTION_STEPS)[:PLANS] for episode in episodes]
+        steps = [(i, step) for i, some in enumerate(starts) for step in some]
         seen = [episodes[i].recent(step) for i, step in steps]
         found[name] = torch.from_numpy(np.stack(seen[:COUNT])).float()
         found[f"{name}/episode"] = torch.tensor([i for i, _ in steps[:COUNT]])
-        print(f"{name}: {len(seen)} plans in {len(episodes)} episodes, {sum(e.success for e in episodes)} successful")
+        print(f"{name}: {sum(episode.success for episode in episodes)} of {len(episodes)} episodes successful")
     save_file(found, WEIGHTS / RECORDED)
 
 
