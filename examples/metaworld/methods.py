@@ -18,7 +18,7 @@ METHODS: Mapping[str, dict[str, Any] | None] = {
     "ParaDiGMS preset": {"window": 20, **picard.presets.PARADIGMS},
     "default": {"window": 20},
     "default, window 40": {"window": 40},
-    "FixedRounds(2)": {"window": 20, "tolerance": picard.FixedRounds(2)},
+    "FixedRounds(2), window 34": {"window": 34, "tolerance": picard.FixedRounds(2)},
 }
 
 
