@@ -48,7 +48,7 @@ class Start:
     kwargs: Mapping[str, Any]
     mask: Tensor | None
     known: Tensor | None
-    generator: Generator | None
+    generator: Generator | list[Generator] | None
 
 
 def bind(original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,16 +123,21 @@ class ActionLoop:
 
     def noise(self, start: Start) -> list[Tensor | None]:
         """Draw the noise of every node, in the scheduler's order."""
-        x, generator = start.x, start.generator
-        device = x.device if generator is None else generator.device
+        x = start.x
 
-        def draw() -> Tensor:
-            return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+        def draw(shape: torch.Size, generator: Generator | None) -> Tensor:
+            device = x.device if generator is None else generator.device
+            return torch.randn(shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
 
-        return [draw() if drawn else None for drawn in self.draws]
+        def draw_all() -> Tensor:
+            if isinstance(start.generator, list):  # one a sample, as Diffusers has it
+                return torch.cat([draw(x[:1].shape, generator) for generator in start.generator])
+            return draw(x.shape, start.generator)
+
+        return [draw_all() if drawn else None for drawn in self.draws]
 
     def problem(
-        self, start: Start, drawn: list[Tensor | None], model: Callable[..., Any], max_rows: int, *, fixed: bool
+        self, start: Start, drawn: list[Tensor | None], model: Callable[..., Any], counts: tuple[int, ...] = ()
     ) -> Actions:
         """Put a start, the noise of the nodes and a network together.
 
@@ -140,8 +145,7 @@ class ActionLoop:
             start: what the policy's loop starts from.
             drawn: the noise, see `noise`.
             model: called as `model(x, t, *args, **kwargs)`.
-            max_rows: most rows of a call.
-            fixed: whether the network is called on two numbers of rows only.
+            counts: numbers of rows a call may have, ascending; any if empty.
         """
         x, mask, noise = start.x, start.mask, None
         if bool((self.trace.plan_.c != 0).any()):
@@ -149,7 +153,7 @@ class ActionLoop:
             noise = Noise.from_tensor(values if mask is None else values.masked_fill(mask, 0))
         free = x if mask is None else x.masked_fill(mask, 0)
         cond = {"args": start.args, "kwargs": start.kwargs, "mask": mask, "known": start.known}
-        counts = (min(len(x), max_rows), max_rows) if fixed else ()
+        cond["sample"] = torch.arange(len(x), device=x.device)
         return Actions(model, self.trace, free, noise=noise, cond=cond, counts=counts)
 
 
@@ -162,9 +166,11 @@ class Actions(Scheduled):
 
     Attributes:
         counts: numbers of rows a call may have, ascending; any if empty.
+        seen: where to note the data prediction last made at every node, shape (nodes, batch, *state), if anywhere.
     """
 
     counts: tuple[int, ...] = field(default=(), kw_only=True)
+    seen: Tensor | None = field(default=None, kw_only=True)
 
     def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Evaluate the data prediction where the state is free."""
@@ -178,7 +184,11 @@ class Actions(Scheduled):
         else:
             output = self.model(given, t, *held["args"], **held["kwargs"])
         data = self.data(x, unwrap(output).to(x.dtype), rows.t)
-        return (data if mask is None else data.masked_fill(mask, 0)), None
+        if mask is not None:
+            data = data.masked_fill(mask, 0)
+        if self.seen is not None:
+            self.seen[rows.t, held["sample"]] = data.detach()
+        return data, None
 
 
 def projected(start: Start, free: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 from .parallelize import parallelize as parallelize_pipeline
 from .parallelize import restore as restore_pipeline
-from .policy import owner_of, parallelize_policy, restore_policy
+from .parallelize_policy import owner_of, parallelize_policy, restore_policy
 
 
 def parallelize(sampler: Any, **options: Any) -> Any:

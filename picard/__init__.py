@@ -20,6 +20,7 @@ from picard.errors import (
     PicardError,
     UnknownMethodError,
 )
+from picard.expected import Expected
 from picard.grid import Levels, Times
 from picard.noise import Noise
 from picard.ode import ODE
@@ -49,6 +50,7 @@ __all__ = [
     "Diffusion",
     "DistributedError",
     "DynamicThreshold",
+    "Expected",
     "FixedRounds",
     "Guidance",
     "Integrator",

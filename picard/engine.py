@@ -80,7 +80,7 @@ def run_round(setup: Setup, window: Window) -> Outcome:
     else:  # settled states stay as they are, and their residual moves nothing after them
         kept = settled[..., None]
         states = torch.where(kept, stale, correct(torch.where(kept, mapped, stale), mapped, weights))
-    moved = states - stale
+    moved = setup.tolerance.watched(states - stale)
     change = rms(moved, largest(moved))
     shifted = torch.cat([window.z[:, : history + 1], states[:, :-1]], 1)
     turned = _argument(inputs, shifted, history) - window.argument

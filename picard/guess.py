@@ -11,6 +11,7 @@ from torch import Tensor
 
 from picard.device import send
 from picard.errors import InvalidProblemError, close_match, describe
+from picard.expected import Expected
 from picard.extrapolate import Extrapolate
 from picard.hold import Hold
 from picard.plan import Plan
@@ -75,8 +76,8 @@ def resolve_guess(
     default for diffusion models, whose windows rarely slide far enough to learn a polynomial from.
 
     Args:
-        given: `"extrapolate"`, `"hold"`, `"copy"`, a tensor of shape (steps + 1, batch, *state), or a `Solution` with
-            as many points; `None` for the problem's usual guess.
+        given: `"extrapolate"`, `"hold"`, `"copy"`, a tensor of shape (steps + 1, batch, *state), a `Solution` with as
+            many points, or `Expected` field values; `None` for the problem's usual guess.
         plan: the plan.
         tables: its coefficients.
         x0: initial states.
@@ -94,6 +95,8 @@ def resolve_guess(
     if isinstance(given, str) and given in GUESSES:
         smooth = given == "extrapolate" and not noisy
         return Extrapolate.on(plan, tables, state) if smooth else Hold(tables, state)
+    if isinstance(given, Expected):
+        return given.along(plan, tables, x0, wide)
     trajectory = given.ys if isinstance(given, Solution) else given
     shape = (plan.steps + 1, *x0.shape)
     if not isinstance(trajectory, Tensor):

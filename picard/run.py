@@ -11,6 +11,7 @@ from torch import Tensor
 from picard.device import send
 from picard.engine import Outcome, Setup, call_model, run_round
 from picard.errors import NonFiniteError
+from picard.expected import Along
 from picard.hold import Hold
 from picard.prepare import Prepared
 from picard.progress import Callback, Progress, RoundInfo
@@ -46,7 +47,7 @@ class Run:
         self.status = [Status.CONVERGED] * batch
         self.residual = torch.zeros(batch, dtype=prepared.wide, device=x0.device)
         self.rounds, self.evaluations, self.syncs = 0, evaluations, 0
-        if not isinstance(setup.guess, Hold) and setup.window > 1:
+        if setup.window > 1 and (isinstance(setup.guess, Along) or not isinstance(setup.guess, Hold)):
             start = self.window
             zeros = [0] * batch
             start.slide(start.z[:, start.history + 1 :], start.values, zeros, zeros, self.limit, setup.guess)

@@ -12,6 +12,7 @@ from torch import Tensor
 from picard.certify import Certifier
 from picard.engine import Setup
 from picard.errors import InvalidProblemError, describe
+from picard.expected import Expected
 from picard.gradient import differentiation, solve_with_gradient
 from picard.guess import resolve_guess
 from picard.linearize import Linearization, resolve_linearization
@@ -40,7 +41,7 @@ def solve(
     max_rounds: int | None = None,
     tolerance: float | Tolerance | None = None,
     linearization: str | Linearization = "secant",
-    guess: str | Tensor | Solution | None = None,
+    guess: str | Tensor | Solution | Expected | None = None,
     save: Literal["last", "all"] | Sequence[int] | Tensor = "last",
     certify: bool = False,
     callback: Callback | None = None,
@@ -66,8 +67,8 @@ def solve(
         linearization: `"secant"`, `"frozen"`, `"identity"` (classical Picard) or an object.
         guess: starting values of new nodes: `"extrapolate"` (run on with the field continued as a polynomial; the
             default for an ODE), `"hold"` (run on with the last field value; the default with noise and for diffusion
-            models), `"copy"` (repeat the last state), or a trajectory (steps + 1, batch, *state) or `Solution` to
-            start from.
+            models), `"copy"` (repeat the last state); a trajectory (steps + 1, batch, *state) or `Solution` to start
+            from; or `Expected` field values to go along.
         save: `"last"`, `"all"`, or indices of grid points; memory is proportional to the window plus what is saved.
         certify: whether to measure how far the result can be from the sequential solver's, see `LawCertificate` and
             `PathCertificate`; accepted states are evaluated once more, together with the next round's.
@@ -112,7 +113,7 @@ def solve(
             "noise": None if prepared.draw is None else prepared.draw([0], [0]),
             "tolerance": rule,
             "linearization": setup.linearization,
-            "guess": guess.ys if isinstance(guess, Solution) else guess,
+            "guess": guess.ys if isinstance(guess, Solution) else getattr(guess, "values", guess),
             "the other options": (setup.window, max_rows, max_rounds, certify, torch.is_grad_enabled()),
         }
     )

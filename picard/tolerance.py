@@ -36,6 +36,10 @@ class Tolerance(ABC):
     def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
         """Return the largest acceptable change of every candidate; minus infinity keeps even a still one."""
 
+    def watched(self, change: Float[Tensor, "batch nodes dims"]) -> Float[Tensor, "batch nodes watched"]:
+        """Return the part of every change that counts: all of it, unless a rule says otherwise."""
+        return change
+
     def check(self, plan: Plan) -> None:
         """Check that the rule means something for a plan.
 

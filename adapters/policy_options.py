@@ -1,0 +1,98 @@
+"""How a policy samples, and the checks of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from picard.errors import InvalidProblemError, close_match, describe
+from picard.linearize import Linearization, resolve_linearization
+from picard.plan import Plan
+from picard.tolerance import FixedRounds, NoiseRatio, Tolerance, TotalVariation, resolve_tolerance
+
+from .receding import Watched
+
+Mode = Literal["auto", "plan", "replay"]
+_MODES = ("auto", "plan", "replay")
+_GUESSES = ("hold", "copy")
+_STOCHASTIC, _DETERMINISTIC = NoiseRatio(0.1), NoiseRatio(0.01)  # without noise of its own, a step forgets no error
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """How a policy samples; see `picard.adapters.parallelize_policy`."""
+
+    window: int
+    tolerance: float | Tolerance | None
+    max_rows: int | None
+    mode: Mode
+    linearization: str | Linearization
+    guess: str
+    certify: bool
+    warm_start: int | Literal["shift"] | None
+    fresh_noise: bool
+    actions: int | None
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        for name, value, known in (("mode", self.mode, _MODES), ("guess", self.guess, _GUESSES)):
+            if value not in known:
+                msg = f"unknown {name} {value!r}: {close_match(str(value), known)}"
+                raise InvalidProblemError(msg)
+        _check_count("window", self.window)
+        for name in ("max_rows", "actions"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
+        if self.warm_start not in (None, "shift"):
+            _check_count("warm_start", self.warm_start, ', None, or "shift" for the policy\'s own number')
+        if self.tolerance is not None and not _is_tolerance(self.tolerance):
+            msg = f"tolerance must be at least 0, or a rule such as NoiseRatio(0.1); given {describe(self.tolerance)}"
+            raise InvalidProblemError(msg)
+        if self.actions is not None and isinstance(self.tolerance, (FixedRounds, TotalVariation)):
+            msg = (
+                f"actions={self.actions} says where changes are measured, and {type(self.tolerance).__name__} measures "
+                "none: leave one of them out"
+            )
+            raise InvalidProblemError(msg)
+        if not self.fresh_noise and self.warm_start is None:
+            msg = "fresh_noise=False uses the last plan's noise again, which needs warm_start: write warm_start='shift'"
+            raise InvalidProblemError(msg)
+        resolve_linearization(self.linearization)
+
+    @property
+    def needs_plan(self) -> str | None:
+        """The first option that replay does not have, if there is one."""
+        chosen = {
+            "warm_start": self.warm_start is not None,
+            "actions": self.actions is not None,
+            "certify": self.certify,
+            "tolerance": isinstance(self.tolerance, Tolerance),
+            "linearization": self.linearization != "secant",
+            "guess": self.guess != "hold",
+        }
+        return next((name for name, given in chosen.items() if given), None)
+
+    def rule(self, plan: Plan, leading: int | None) -> Tolerance:
+        """Return the rule for a plan.
+
+        Args:
+            plan: the plan.
+            leading: how many numbers of a state count; all if `None`.
+        """
+        given = self.tolerance
+        if given is None and plan.yardstick is not None:
+            given = _STOCHASTIC if bool((plan.c != 0).any()) else _DETERMINISTIC
+        rule = resolve_tolerance(given, plan)
+        return rule if leading is None else Watched(rule, leading)
+
+
+def _is_tolerance(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, Tolerance) or (number and 0 <= value < math.inf)
+
+
+def _check_count(name: str, value: Any, otherwise: str = "") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        msg = f"{name} must be an integer of at least 1{otherwise}; given {describe(value)}"
+        raise InvalidProblemError(msg)

@@ -1,0 +1,109 @@
+"""Receding horizon: a policy plans, a few actions are executed, and it plans again, much the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from picard.errors import InvalidProblemError
+from picard.expected import Expected
+from picard.plan import Plan
+from picard.shapes import Bool, Float
+from picard.tolerance import Candidates, Tolerance
+
+from .action_loop import Start
+
+
+@dataclass(frozen=True, eq=False)
+class PastPlan:
+    """What is kept of the last plan; states and values are zero where actions were known.
+
+    Attributes:
+        x: the noise it started from, shape (batch, horizon, actions).
+        drawn: the noise of every node, `None` where there was none.
+        known: where actions were known, shape of `x`, or `None`.
+        values: data prediction at every node, as last evaluated, shape (nodes, batch, horizon, actions); the last one
+            is the plan itself.
+    """
+
+    x: Tensor
+    drawn: list[Tensor | None]
+    known: Bool[Tensor, "batch horizon actions"] | None
+    values: Float[Tensor, "nodes batch horizon actions"]
+
+    def fits(self, start: Start) -> bool:
+        """Whether the next plan has the same form."""
+        return self.x.shape == start.x.shape and self.x.dtype == start.x.dtype and self.x.device == start.x.device
+
+    def expected(self, by: int, start: Start, *, same_noise: bool) -> Expected:
+        """Expect the data predictions of the last plan, moved forward, except where the next plan knows the actions.
+
+        With other noise they say little about each other. Then, and for the actions at the end, which the last plan did
+        not reach, the plan itself is expected at every node, so that what the new plan finds is held.
+        """
+        plan = _forward(self.values[-1], by)
+        plan[..., -by:, :] = self.values[-1, ..., -1:, :]
+        values = plan.expand_as(self.values).clone()
+        if same_noise:
+            values[..., :-by, :] = self.values[..., by:, :]
+        return Expected(values if start.mask is None else values.masked_fill(start.mask, 0))
+
+    def same_noise(self, start: Start, drawn: list[Tensor | None], by: int) -> tuple[Start, list[Tensor | None]]:
+        """Put the last plan's noise, moved forward, in place of new noise, where there is any."""
+        old = torch.ones_like(start.x, dtype=torch.bool) if self.known is None else ~self.known
+        old = _forward(old, by)
+        old[..., -by:, :] = False
+        if start.mask is not None:
+            old &= ~start.mask
+
+        def reuse(new: Tensor | None, before: Tensor | None) -> Tensor | None:
+            return new if new is None or before is None else torch.where(old, _forward(before, by), new)
+
+        x = torch.where(old, _forward(self.x, by), start.x)
+        return replace(start, x=x), [reuse(new, before) for new, before in zip(drawn, self.drawn, strict=True)]
+
+
+def check_shift(by: int, horizon: int) -> None:
+    """Check that something of the last plan is left after the actions executed since.
+
+    Raises:
+        InvalidProblemError: if not.
+    """
+    if not 0 < by < horizon:
+        msg = (
+            f"warm_start must be the number of actions executed between two plans, from 1 to {horizon - 1} for this "
+            f"horizon of {horizon}; given {by}: write warm_start=None where plans do not overlap"
+        )
+        raise InvalidProblemError(msg)
+
+
+@dataclass(frozen=True)
+class Watched(Tolerance):
+    """Another rule, which sees the leading part of every state only.
+
+    Attributes:
+        rule: the rule.
+        leading: how many numbers of a state it sees.
+    """
+
+    rule: Tolerance
+    leading: int
+
+    def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
+        """Return what the rule says."""
+        return self.rule.bound(candidates)
+
+    def watched(self, change: Float[Tensor, "batch nodes dims"]) -> Float[Tensor, "batch nodes watched"]:
+        """Return the leading part."""
+        return change[..., : self.leading]
+
+    def check(self, plan: Plan) -> None:
+        """Check what the rule checks."""
+        self.rule.check(plan)
+
+
+def _forward(x: Tensor, by: int) -> Tensor:
+    """Move actions forward in time; what stands in the last places then means nothing."""
+    return x.roll(-by, -2)

@@ -1,0 +1,77 @@
+"""The guess that goes along expected field values, such as those of a similar problem solved before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from picard.device import send
+from picard.errors import InvalidProblemError, describe
+from picard.hold import Hold
+from picard.plan import Plan
+from picard.shapes import Float
+from picard.window import Tables, Window
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """What field values to expect, as `guess=` of `solve`: the result is the same, the way to it may be shorter.
+
+    The recurrence is run on along these values, shifted by what the last one evaluated was off. So only their
+    differences between nodes matter, except at the very start; where they are constant this is `"hold"`.
+
+    Attributes:
+        values: field value at every node, shape (nodes, batch, *state); for diffusion models data predictions.
+
+    Raises:
+        InvalidProblemError: if it has no such form.
+    """
+
+    values: Tensor
+
+    def __post_init__(self) -> None:
+        """Check the form."""
+        if not isinstance(self.values, Tensor) or self.values.ndim < 3 or not self.values.is_floating_point():
+            msg = f"expected values must be a floating tensor (nodes, batch, *state); given {describe(self.values)}"
+            raise InvalidProblemError(msg)
+
+    def along(self, plan: Plan, tables: Tables, x0: Tensor, wide: torch.dtype) -> Along:
+        """Make the guess for a plan.
+
+        Raises:
+            InvalidProblemError: if the values do not fit it.
+        """
+        wanted = (plan.nodes, *x0.shape)
+        if tuple(self.values.shape) != wanted or not bool(torch.isfinite(self.values).all()):
+            msg = f"expected values must be finite, of shape {wanted}, one a node; given {describe(self.values)}"
+            raise InvalidProblemError(msg)
+        return Along(tables, tuple(x0.shape[1:]), self.values.to(x0.device, wide).flatten(2))
+
+
+@dataclass(frozen=True, eq=False)
+class Along(Hold):
+    """Run the recurrence on along expected field values.
+
+    Attributes:
+        expected: shape (nodes, batch, dims).
+    """
+
+    expected: Tensor
+
+    def ahead(
+        self,
+        window: Window,
+        values: Float[Tensor, "batch evaluated dims"],
+        old_begin: Sequence[int],
+        end: Sequence[int],
+        held: Float[Tensor, "batch count dims"],
+    ) -> Float[Tensor, "batch count dims"]:
+        """Return the field values assumed at the new nodes: the last one's difference to the expected one is held."""
+        first = torch.tensor(end)[:, None]
+        nodes = (first + torch.arange(held.shape[1])).clamp_max(len(self.expected) - 1)
+        samples, source = send(window.samples, held)[:, None], send((first - 1).clamp_min(0), held)
+        off = torch.where(send(first > 0, held)[..., None], held - self.expected[source, samples], 0)
+        return self.expected[send(nodes, held), samples] + off
