@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from picard.errors import NotSupportedError
+from picard.expected import Expected
 from picard.solution import Solution
 from picard.solve import solve
 
@@ -94,7 +95,8 @@ class ParallelPolicy:
         """Solve the plan in parallel."""
         options, network = self.options, getattr(owner, self.network)
         plan, batch, horizon = loop.trace.plan_, len(start.x), start.x.shape[-2]
-        drawn, guess = loop.noise(start), options.guess
+        drawn = loop.noise(start)
+        guess: str | Expected = options.guess
         by = options.warm_start if isinstance(options.warm_start, int) else _count(owner, "n_action_steps")
         if options.warm_start is not None:
             check_shift(by, horizon)
