@@ -20,7 +20,6 @@ from picard import (
     Noise,
     NoiseRatio,
     NotSupportedError,
-    PicardError,
     RelAbs,
     UnknownMethodError,
     sequential,
@@ -28,9 +27,9 @@ from picard import (
 )
 from picard.integrators import DDIM, DDPM, DPMSolver
 from tests.problems import F64, diffusion, pendulum, sde, start, times
+from tests.refusals import Make, Refusal, refuses
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # what picard itself says of a wrong type is the subject here
-Make = Callable[[], Any]
 X = start(2, 3)
 NAN = float("nan")
 
@@ -74,7 +73,7 @@ def test_grids(solver: Callable[..., Any], problem: Any, values: Any, says: Sequ
     refuses(partial(solver, problem, torch.tensor(values, dtype=F64), method="euler"), InvalidGridError, says)
 
 
-CASES: dict[str, tuple[Make, type[Exception], Sequence[str]]] = {
+CASES: dict[str, Refusal] = {
     "integer grid": (gridded(torch.arange(5)), InvalidGridError, ["floating dtype", "int64", ".double()"]),
     "complex grid": (gridded(torch.zeros(3, dtype=torch.complex64)), InvalidGridError, ["floating", "complex64"]),
     "list as grid": (gridded([0.0, 0.5, 1.0]), InvalidGridError, ["floating tensor", "torch.linspace"]),
@@ -193,15 +192,6 @@ def diffusion_from(x: Tensor) -> Diffusion:
 
 def with_noise(noise: Noise) -> Any:
     return solve(Diffusion(diffusion().denoiser, X, noise=noise), 5, method="ddpm")
-
-
-def refuses(make: Make, error: type[Exception], says: Sequence[str]) -> None:
-    with pytest.raises(error) as caught:
-        make()
-    assert type(caught.value) is error
-    assert isinstance(caught.value, (PicardError, TypeError))
-    for part in says:
-        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize(("make", "error", "says"), CASES.values(), ids=CASES)
