@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import picard
+from picard.integrators import DDIM, DDPM, DPMSolver
+from picard.plan import Integrator
 from picard.tolerance import Tolerance
 from picard.verify import Case, Mixture, check, mixture_diffusion, strategies
 from picard.verify.known import runaway_ode
@@ -22,7 +25,26 @@ STEPS = {"ode": 6, "sde": 9, "additive": 6, "diffusion": 9}  # a step of rk4 is 
 # A mixture's path may end in another mode when a loose tolerance moves it: then no bound on the distance holds.
 WITHIN = {"ode": 0.1, "sde": 0.1, "additive": 0.1, "diffusion": math.inf}
 FEW = max(5, settings().max_examples // 5)  # 10 under the CI profile, 200 nightly, for every kind
+# Beyond the names, which stand for the usual options: strategies know names only.
+SAMPLERS: list[Integrator] = [
+    DDIM(0.5),
+    DDPM("fixed_large"),
+    DPMSolver(3),
+    DPMSolver(3, "sde-dpmsolver++"),
+    DPMSolver(2, "dpmsolver", "singlestep"),
+    DPMSolver(3, "dpmsolver++", "singlestep"),
+    DPMSolver(2, "sde-dpmsolver++", "singlestep"),
+    DPMSolver(3, "sde-dpmsolver++", "singlestep"),
+]
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)  # the kit shrinks a failing case itself
+
+
+def cases(kind: Kind) -> st.SearchStrategy[Case]:
+    """Draw cases with methods by name, and for diffusions as often with other options of theirs."""
+    drawn: st.SearchStrategy[Case] = strategies.cases(kind, steps=STEPS[kind])
+    if kind != "diffusion":
+        return drawn
+    return st.one_of(drawn, st.builds(lambda case, one: replace(case, method=one), drawn, st.sampled_from(SAMPLERS)))
 
 
 def verify(case: Case, kind: Kind, properties: list[str] | None = None) -> None:
@@ -34,7 +56,7 @@ def verify(case: Case, kind: Kind, properties: list[str] | None = None) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_property_holds(kind: Kind) -> None:
     @settings(max_examples=FEW, phases=PHASES)
-    @given(strategies.cases(kind, steps=STEPS[kind]))
+    @given(cases(kind))
     def hold(case: Case) -> None:
         verify(case, kind)
 
@@ -116,4 +138,4 @@ def test_gaussian_data_stays_near_the_sequential_samples(
 @settings(max_examples=1000, phases=PHASES)
 @given(st.data())
 def test_a_thousand_examples_raise_no_false_alarm(kind: Kind, data: st.DataObject) -> None:
-    verify(data.draw(strategies.cases(kind, steps=STEPS[kind])), kind)
+    verify(data.draw(cases(kind)), kind)
