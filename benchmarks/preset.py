@@ -8,10 +8,8 @@ median and its mean over the seeds are therefore both printed.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,11 +20,11 @@ import numpy as np
 import torch
 
 import picard
+from benchmarks.cases import digit
 from benchmarks.problems import benchmarks
 
 OPTIONS: Mapping[str, dict[str, Any]] = {"ParaDiGMS preset": picard.presets.PARADIGMS, "default": {}}
 TAUS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
-DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 
 
 @dataclass(frozen=True)
@@ -87,22 +85,6 @@ def mixtures(seeds: int) -> dict[str, dict[str, Any]]:
             found.setdefault(name, {})[label] = asdict(cost)
             print(f"| {name} | {problem.steps} | {problem.window} | {label} {_cells(cost)}", flush=True)
     return found
-
-
-def digit(seed: int) -> picard.Diffusion:
-    """Make the problem of one digit, of class `seed` modulo 10, for the trained U-Net of the demo."""
-    sys.path.insert(0, str(DIGITS))
-    model: Any = importlib.import_module("model")
-    unet = model.load()
-
-    def predict(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return model.epsilon(unet, x, t, label)
-
-    denoiser = picard.Denoiser(predict, picard.Schedule.linear(model.TRAIN_STEPS))
-    start = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
-    return picard.Diffusion(
-        denoiser, start, noise=picard.Noise.from_seed(seed), cond={"label": torch.tensor([seed % 10])}
-    )
 
 
 def digits(seeds: int) -> dict[str, Any]:

@@ -36,6 +36,18 @@ class GaussianMixture:
         posterior = torch.softmax(score, 1)[..., None]
         return (posterior * (self.means + alpha * self.variances / total * offset)).sum(1)
 
+    def diagonal(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return the diagonal of the Jacobian of `data`, shape (rows, dims)."""
+        alpha, sigma = alpha[:, None, None], sigma[:, None, None]
+        total = alpha**2 * self.variances + sigma**2
+        offset = x[:, None] - alpha * self.means
+        score = torch.log(self.weights) - 0.5 * (offset**2 / total + torch.log(total)).sum(-1)
+        posterior = torch.softmax(score, 1)[..., None]
+        means = self.means + alpha * self.variances / total * offset
+        slope = -offset / total
+        within = (posterior * alpha * self.variances / total).sum(1)
+        return within + (posterior * means * (slope - (posterior * slope).sum(1, keepdim=True))).sum(1)
+
 
 @dataclass(frozen=True, eq=False)
 class Benchmark:
