@@ -15,6 +15,7 @@ from examples.metaworld.methods import METHODS, parallel, sequential
 from examples.metaworld.policy import load
 from examples.metaworld.problem import problem, recorded
 from examples.metaworld.tasks import TASKS
+from picard.adapters import parallelize, restore
 
 each_task = pytest.mark.parametrize("task", TASKS)
 PLANS = 8  # their mean rounds and evaluations are compared with bounds
@@ -28,12 +29,12 @@ def test_parallel_policy_gives_the_sequential_actions(task: str) -> None:
     torch.manual_seed(1)
     right = policy.predict_action(observations)
     for tolerance, off in ((0.0, 1e-5), (0.1, 0.3)):
-        picard.adapters.parallelize(policy, window=20, tolerance=tolerance)
+        parallelize(policy, window=20, tolerance=tolerance)
         torch.manual_seed(1)
         found = policy.predict_action(observations)
         for name in ("action", "action_pred"):
             assert float((found[name] - right[name]).abs().max()) <= off
-        picard.adapters.restore(policy)
+        restore(policy)
 
 
 @each_task
@@ -55,6 +56,37 @@ def test_costs(task: str) -> None:
     assert cost["default"][1] <= 220
     assert cost["default, window 40"][0] <= 11
     assert cost["default, window 40"][1] <= 285
+
+
+@torch.no_grad()
+def test_warm_start_costs() -> None:
+    """With the last plan to start from, a wide window pays: three quarters of the default's rounds at most."""
+    policy, (observations, episode) = load(TASKS[0]), recorded(TASKS[0])
+    later = [i for i in range(1, len(episode)) if episode[i] == episode[i - 1]][:PLANS]
+    condition, seeds = policy.condition(observations), range(PLANS)
+    last = sequential(policy, condition[[i - 1 for i in later]], seeds).trajectories
+    rounds = {
+        method: parallel(policy, condition[later], seeds, METHODS[method] or {}, last).rounds.double().mean()
+        for method in ("warm start", "warm start, window 40", "default")
+    }
+    assert rounds["warm start, window 40"] <= 0.75 * rounds["default"]
+    assert rounds["warm start"] <= 0.95 * rounds["default"]
+
+
+@torch.no_grad()
+def test_evaluated_method_is_the_parallel_policy() -> None:
+    """What is counted for many episodes at once is what `parallelize` makes of the same options, two plans in a row."""
+    policy, plain, options = load(TASKS[0]), load(TASKS[0]), METHODS["warm start, window 40"] or {}
+    parallelize(policy, **options)
+    unknown, last = torch.zeros(1, 16, 4), None
+    for i, condition in enumerate(plain.condition(recorded(TASKS[0])[0][:2])[:, None]):
+        generator = torch.Generator().manual_seed(i)
+        found = policy.conditional_sample(unknown, unknown.bool(), global_cond=condition, generator=generator)
+        plans = parallel(plain, condition, [i], options, last)
+        last = plans.trajectories
+        torch.testing.assert_close(found, last, rtol=0, atol=1e-3)
+        cost: Any = policy.picard
+        assert (cost.stats.rounds, cost.stats.evaluations) == (int(plans.rounds), int(plans.evaluations))
 
 
 @torch.no_grad()

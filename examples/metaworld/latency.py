@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import picard
 from examples.metaworld.methods import METHODS
 from examples.metaworld.policy import DiffusionPolicy, load, network, scheduler
 from examples.metaworld.problem import recorded
+from picard.adapters import parallelize
 
 CALLS = 8  # consecutive plans of an episode
 SIZES = {"trained, 1.2 million parameters": False, "published size, 65.8 million parameters": True}
@@ -87,7 +87,7 @@ def _policies(trained: DiffusionPolicy, timed: Timed, methods: Sequence[str]) ->
         policies[method].normalizer = trained.normalizer
         options = METHODS[method]
         if options is not None:
-            picard.adapters.parallelize(policies[method], **options)
+            parallelize(policies[method], **options)
     return policies
 
 

@@ -11,15 +11,19 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor
 
 import picard
-from examples.metaworld.policy import ACTION, HORIZON, DiffusionPolicy
+from examples.metaworld.policy import ACTION, ACTION_STEPS, HORIZON, OBSERVATION_STEPS, DiffusionPolicy
 
+_EXECUTED = {"warm_start": "shift", "actions": ACTION_STEPS}
 METHODS: Mapping[str, dict[str, Any] | None] = {
     "sequential": None,
     "ParaDiGMS preset": {"window": 20, **picard.presets.PARADIGMS},
     "default": {"window": 20},
     "default, window 40": {"window": 40},
+    "warm start": {"window": 20, **_EXECUTED},
+    "warm start, window 40": {"window": 40, **_EXECUTED},
     "FixedRounds(2), window 34": {"window": 34, "tolerance": picard.FixedRounds(2)},
 }
+"""Options of `parallelize` by method; `None` is the policy's own loop. The preset and the default have a tau of 0.1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,21 @@ class Plans:
     trajectories: Tensor
     rounds: Tensor
     evaluations: Tensor
+
+
+@dataclass(frozen=True)
+class Leading(picard.NoiseRatio):
+    """The default rule, at the leading part of a plan.
+
+    Attributes:
+        leading: how many numbers of the plan it sees.
+    """
+
+    leading: int = HORIZON * ACTION
+
+    def watched(self, change: Tensor) -> Tensor:
+        """Return the leading part of every change."""
+        return change[..., : self.leading]
 
 
 class Counter:
@@ -66,19 +85,40 @@ def sequential(policy: DiffusionPolicy, condition: Tensor, seeds: Sequence[int])
     return Plans(trajectories, count, count)
 
 
-def parallel(policy: DiffusionPolicy, condition: Tensor, seeds: Sequence[int], options: Mapping[str, Any]) -> Plans:
-    """Sample the same plans parallel in time, with options of `picard.solve`."""
-    sources, counter = generators(seeds), Counter(len(condition))
+def parallel(
+    policy: DiffusionPolicy,
+    condition: Tensor,
+    seeds: Sequence[int],
+    options: Mapping[str, Any],
+    last: Tensor | None = None,
+) -> Plans:
+    """Sample the same plans parallel in time.
+
+    Args:
+        policy: the policy.
+        condition: what it has seen, shape (batch, ...).
+        seeds: of the noise, one a plan.
+        options: as in METHODS. `parallelize` makes the same of them, for one plan at a time and one generator in all.
+        last: the last plans, for a warm start, shape (batch, HORIZON, 4).
+    """
+    given, sources, counter = dict(options), generators(seeds), Counter(len(condition))
+    warm, executed = given.pop("warm_start", None), given.pop("actions", None)
+    if executed is not None:
+        given["tolerance"] = Leading(leading=(OBSERVATION_STEPS + executed) * ACTION)
+    start = randn_tensor((len(condition), HORIZON, ACTION), generator=sources)
+    if warm is not None and last is not None:
+        ahead = torch.cat([last[:, ACTION_STEPS:], last[:, -1:].expand(-1, ACTION_STEPS, -1)], 1)
+        given["guess"] = picard.Expected(ahead.expand(policy.num_inference_steps, *ahead.shape))
     solution = picard.adapters.diffusers.sample(
         policy.model,
         policy.noise_scheduler,
-        randn_tensor((len(condition), HORIZON, ACTION), generator=sources),
+        start,
         num_inference_steps=policy.num_inference_steps,
         generator=sources,
         cond={"global_cond": condition},
         scheduler_options=policy.kwargs,
         callback=counter,
-        **options,
+        **given,
     )
     return Plans(solution.final, counter.rounds, counter.evaluations)
 
@@ -92,4 +132,12 @@ def sampler(policy: DiffusionPolicy, method: str) -> Sampler:
     options = METHODS[method]
     if options is None:
         return lambda condition, seeds, _: sequential(policy, condition, seeds)
-    return lambda condition, seeds, _: parallel(policy, condition, seeds, options)
+    kept: dict[int, Tensor] = {}
+
+    def sample(condition: Tensor, seeds: Sequence[int], episodes: Sequence[int]) -> Plans:
+        last = torch.stack([kept[i] for i in episodes]) if kept else None
+        plans = parallel(policy, condition, seeds, options, last)
+        kept.update(zip(episodes, plans.trajectories, strict=True))
+        return plans
+
+    return sample

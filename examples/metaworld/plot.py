@@ -65,7 +65,7 @@ def draw(task: str, seed: int, takes: Mapping[str, Take], path: Path) -> None:
         for start in range(0, max(len(take.episode.done) for take in takes.values()), ACTION_STEPS):
             panel.axvline(start, color="0.9", zorder=0)
     panels[0].set_title("executed actions; a new plan at every line")
-    panels[0].legend(loc="upper right")
+    panels[0].legend(loc="lower left", fontsize=8)
     panels[4].set(ylabel="rounds a plan", xlabel="step", ylim=(0, 118))
     ended = ", ".join(
         f"{method}: {'done' if take.episode.success else 'not done'} after {len(take.episode.done)} steps"
