@@ -131,6 +131,11 @@ class Scheduled(Problem):
         object.__setattr__(self, "_timesteps", found.timesteps.to(device))
 
     @property
+    def callee(self) -> object:
+        """The model."""
+        return self.model
+
+    @property
     def method(self) -> Indexed:
         """The plan, its times replaced by the index of the node."""
         return Indexed(self.trace.plan_)

@@ -96,7 +96,7 @@ class FieldAtNodes:
             conditioning.of(None, sample),
             None if tables.scales is None else tables.scales[node],
         )
-        value, diffusion = evaluate(setup.problem.alone.field, rows, setup.max_rows)
+        value, diffusion = evaluate(setup.problem.alone, rows, setup.max_rows)
         if diffusion is None or self.noise is None:
             return z, value
         noise = self.noise[node, sample]

@@ -63,6 +63,11 @@ class Diffusion(Problem):
         """Start of sampling."""
         return self.x_T
 
+    @property
+    def callee(self) -> object:
+        """The network."""
+        return self.denoiser.model
+
     def points(self, grid: Any) -> Levels:
         """List the noise levels of a number of steps, or of given timesteps."""
         if not isinstance(grid, (int, Tensor)) or isinstance(grid, bool):

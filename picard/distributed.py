@@ -104,6 +104,11 @@ class SpreadProblem(Problem):
         return self.problem.noise_shape
 
     @property
+    def callee(self) -> object:
+        """What the field calls."""
+        return self.problem.callee
+
+    @property
     def noise_in_field(self) -> bool:
         """Whether noise enters through the field."""
         return self.problem.noise_in_field
@@ -128,6 +133,10 @@ class SpreadProblem(Problem):
     def like(self, other: Problem) -> SpreadProblem:
         """Spread another problem over the same ranks."""
         return SpreadProblem(other, self.ranks)
+
+    def share(self, value: Any) -> list[Any]:
+        """Return the values that all ranks have."""
+        return self.ranks.gather_objects(value)
 
     def agree(self, facts: Callable[[], Mapping[str, Any]]) -> None:
         """Check that all ranks are about to solve the same problem in the same way.

@@ -144,7 +144,7 @@ def call_model(
         setup.conditioning.of(arrangement, sample),
         None if scales is None else scales[node],
     )
-    return evaluate(setup.problem.field, rows, setup.max_rows)
+    return evaluate(setup.problem, rows, setup.max_rows)
 
 
 def _slopes(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes"]:

@@ -115,5 +115,5 @@ def _slopes(problem: ODE, ts: Tensor, ys: Tensor) -> Tensor:
     count, batch = ys.shape[:2]
     times = ts.to(ys.device, problem.time_dtype(ts)).repeat_interleave(batch)
     cond = Conditioning(problem.conditioning(), batch).of(None, torch.arange(batch).repeat(count))
-    value, _ = evaluate(problem.field, Rows(times, ys.flatten(0, 1), cond), None)
+    value, _ = evaluate(problem, Rows(times, ys.flatten(0, 1), cond), None)
     return value.unflatten(0, (count, batch))

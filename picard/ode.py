@@ -40,6 +40,11 @@ class ODE(Problem):
         check_state("x0", self.x0)
         object.__setattr__(self, "cond", check_cond(self.cond))
 
+    @property
+    def callee(self) -> object:
+        """The drift."""
+        return self.drift
+
     def points(self, grid: Any) -> Times:
         """Check the time grid."""
         return Times(check_times(grid))

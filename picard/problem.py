@@ -51,6 +51,11 @@ class Problem(ABC):
         return tuple(self.x0.shape[1:])
 
     @property
+    def callee(self) -> object:
+        """What the field calls, by whose identity measurements are kept; this problem itself if nothing is known."""
+        return self
+
+    @property
     def noise_in_field(self) -> bool:
         """Whether noise enters through the field, whose diffusion then comes with its value."""
         return False
@@ -63,6 +68,13 @@ class Problem(ABC):
     def like(self, other: Problem) -> Problem:
         """Evaluate another problem where this one is: as it is, unless rows are spread over processes."""
         return other
+
+    def share(self, value: Any) -> list[Any]:
+        """Return the values that all processes that share the rows have, by rank: just the given one here.
+
+        Measured times differ between processes, decisions must not.
+        """
+        return [value]
 
     def agree(self, facts: Callable[[], Mapping[str, Any]]) -> None:
         """Check, at the start of a solve, that all processes that share its rows know the same; there is one here.

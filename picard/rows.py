@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from picard.device import send
 from picard.errors import InvalidProblemError, describe
+from picard.memory import RowLimit, out_of_memory
 from picard.shapes import Float, Int
 
 
@@ -38,15 +39,29 @@ class Rows:
         return Rows(self.t[start:stop], self.x[start:stop], self.cond.part(start, stop), scales)
 
 
-Field = Callable[[Rows], tuple[Tensor, Tensor | None]]
-"""A problem's field: its value at every row, and its diffusion there if noise enters through the field."""
+@runtime_checkable
+class Evaluable(Protocol):
+    """What has a field: every problem."""
+
+    @property
+    def callee(self) -> object:
+        """What the field calls."""
+        ...
+
+    def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        """Return the value at every row, and the diffusion there if noise enters through the field."""
+        ...
 
 
-def evaluate(field: Field, rows: Rows, max_rows: int | None) -> tuple[Float[Tensor, "rows *state"], Tensor | None]:
+def evaluate(
+    problem: Evaluable, rows: Rows, max_rows: int | None
+) -> tuple[Float[Tensor, "rows *state"], Tensor | None]:
     """Call the model on all rows, in pieces of at most `max_rows`.
 
+    A call that runs out of memory is tried again with half its rows, and the model is given no more from then on.
+
     Args:
-        field: the problem's field.
+        problem: the problem.
         rows: the input.
         max_rows: rows a call may hold; `None` for no limit. It changes memory, never the result.
 
@@ -56,10 +71,20 @@ def evaluate(field: Field, rows: Rows, max_rows: int | None) -> tuple[Float[Tens
     Raises:
         InvalidProblemError: if the model's output has another shape, dtype or device than its input.
     """
-    count = len(rows.x)
-    size = count if max_rows is None else max_rows
-    pieces = [rows.part(start, min(start + size, count)) for start in range(0, count, size)]
-    parts = [checked(*field(piece), piece.x) for piece in pieces]
+    count, start = len(rows.x), 0
+    limit = RowLimit(problem, rows.x)
+    size = limit.rows(max_rows) or count
+    parts: list[tuple[Tensor, Tensor | None]] = []
+    while start < count:
+        piece = rows.part(start, min(start + size, count))
+        try:
+            parts.append(checked(*problem.field(piece), piece.x))
+        except Exception as error:
+            if len(piece.x) == 1 or not out_of_memory(error):
+                raise
+            size = limit.halve(len(piece.x))
+        else:
+            start += len(piece.x)
     if len(parts) == 1:
         return parts[0]
     diffusions = [diffusion for _, diffusion in parts if diffusion is not None]

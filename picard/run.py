@@ -13,6 +13,7 @@ from picard.engine import Outcome, Setup, call_model, run_round
 from picard.errors import NonFiniteError
 from picard.expected import Along
 from picard.hold import Hold
+from picard.memory import RowLimit
 from picard.prepare import Prepared
 from picard.progress import Callback, Progress, RoundInfo
 from picard.solution import Solution, Stats, Status
@@ -176,7 +177,8 @@ class Run:
     def _solution(self) -> Solution:
         setup, batch = self.setup, len(self.status)
         seconds = time.perf_counter() - self.started
-        stats = Stats(self.rounds, self.evaluations, setup.plan.nodes, batch, setup.window, self.syncs, seconds)
+        most = RowLimit(setup.problem, setup.problem.x0).rows(setup.max_rows)
+        stats = Stats(self.rounds, self.evaluations, setup.plan.nodes, batch, setup.window, self.syncs, seconds, most)
         return Solution(
             self.prepared.times[self.trajectory.points],
             self.trajectory.ys,

@@ -110,6 +110,11 @@ class AbsorbedSDE(Problem):
         return self.sde.cond
 
     @property
+    def callee(self) -> object:
+        """The drift."""
+        return self.sde.drift
+
+    @property
     def noise_in_field(self) -> bool:
         """Whether noise enters through the field: always."""
         return True

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from picard.errors import NonFiniteError
 from picard.plan import Integrator
-from picard.prepare import prepare
+from picard.prepare import Prepared, prepare
 from picard.problem import Problem
 from picard.progress import Progress
 from picard.rows import Conditioning, Rows, evaluate, kicked
@@ -45,42 +45,63 @@ def sequential(
         PicardError: as `solve`, for problems, grids and methods that are not valid.
         NonFiniteError: if the model returns a non-finite value; carries the solution up to there.
     """
-    started = time.perf_counter()
     prepared = prepare(problem, grid, method)
-    plan, tables, x0 = prepared.plan, prepared.tables, prepared.problem.x0
+    plan, x0 = prepared.plan, prepared.problem.x0
     prepared.problem.agree(
         lambda: {"the method on the grid": plan, "noise": None if prepared.draw is None else prepared.draw([0], [0])}
     )
+    with Progress(plan.steps * len(x0), enabled=progress) as bar:
+        solution, error = follow(prepared, x0, Trajectory(plan, x0, save), bar)
+    if error is not None:
+        raise error
+    return solution
+
+
+def follow(
+    prepared: Prepared, x0: Tensor, trajectory: Trajectory, bar: Progress, max_rows: int | None = None
+) -> tuple[Solution, NonFiniteError | None]:
+    """Go from node to node.
+
+    Args:
+        prepared: the problem on its grid.
+        x0: initial states, shape (batch, *state).
+        trajectory: is filled.
+        bar: is told the steps done.
+        max_rows: rows one model call may hold.
+
+    Returns:
+        The solution, and the error to raise if it is not finite.
+    """
+    started = time.perf_counter()
+    plan, tables = prepared.plan, prepared.tables
     batch, samples = len(x0), list(range(len(x0)))
     conditioning = Conditioning(prepared.problem.conditioning(), batch)
-    trajectory = Trajectory(plan, x0, save)
     a, b, c = plan.a.tolist(), plan.b.tolist(), plan.c.tolist()
     inputs = [[1.0]] * plan.nodes if plan.inputs is None else plan.inputs.tolist()
     states, values = deque([x0.to(prepared.wide)], plan.order), deque[Tensor]([], plan.order)
     finite = []
-    with Progress(plan.steps * batch, enabled=progress) as bar:
-        for node in range(plan.nodes):
-            rows = Rows(
-                tables.times[node].expand(batch),
-                _argument(states, inputs[node]).to(x0.dtype),
-                conditioning.of(None, torch.arange(batch)),
-                None if tables.scales is None else tables.scales[node].expand(batch, 2),
-            )
-            value, diffusion = evaluate(prepared.problem.field, rows, None)
-            noise = None if prepared.draw is None else prepared.draw(samples, [node] * batch)
-            value = value.to(prepared.wide)
-            if diffusion is not None and noise is not None:
-                value = kicked(value, diffusion.to(prepared.wide), tables.kick[node] * noise)
-            values.append(value)
-            after = torch.zeros_like(value)
-            for p in range(min(plan.order, node + 1)):
-                after = after + a[node][p] * states[-1 - p] + b[node][p] * values[-1 - p]
-            if noise is not None and diffusion is None:
-                after = after + c[node] * noise
-            states.append(after)
-            finite.append(torch.stack([torch.isfinite(one.to(x0.dtype).flatten(1)).all(1) for one in (value, after)]))
-            trajectory.store(samples, [node] * batch, [1] * batch, after.reshape(batch, 1, -1))
-            bar.update(prepared.steps_at[node + 1] * batch)
+    for node in range(plan.nodes):
+        rows = Rows(
+            tables.times[node].expand(batch),
+            _argument(states, inputs[node]).to(x0.dtype),
+            conditioning.of(None, torch.arange(batch)),
+            None if tables.scales is None else tables.scales[node].expand(batch, 2),
+        )
+        value, diffusion = evaluate(prepared.problem, rows, max_rows)
+        noise = None if prepared.draw is None else prepared.draw(samples, [node] * batch)
+        value = value.to(prepared.wide)
+        if diffusion is not None and noise is not None:
+            value = kicked(value, diffusion.to(prepared.wide), tables.kick[node] * noise)
+        values.append(value)
+        after = torch.zeros_like(value)
+        for p in range(min(plan.order, node + 1)):
+            after = after + a[node][p] * states[-1 - p] + b[node][p] * values[-1 - p]
+        if noise is not None and diffusion is None:
+            after = after + c[node] * noise
+        states.append(after)
+        finite.append(torch.stack([torch.isfinite(one.to(x0.dtype).flatten(1)).all(1) for one in (value, after)]))
+        trajectory.store(samples, [node] * batch, [1] * batch, after.reshape(batch, 1, -1))
+        bar.update(prepared.steps_at[node + 1] * batch)
     bad = ~torch.stack(finite).cpu()  # (nodes, value or state, batch): one wait for the device, at the end
     stats = Stats(plan.nodes, plan.nodes * batch, plan.nodes, batch, 1, 1, time.perf_counter() - started)
     solution = Solution(
@@ -93,17 +114,17 @@ def sequential(
         stats,
         prepared.problem.noise,
     )
-    if bool(bad.any()):
-        node, where, sample = torch.nonzero(bad)[0].tolist()
-        raise NonFiniteError(
-            round_number=node + 1,
-            step=int(plan.step[node]),
-            time=float(plan.times[node]),
-            sample=sample,
-            where=("drift", "state")[where],
-            solution=solution,
-        )
-    return solution
+    if not bool(bad.any()):
+        return solution, None
+    node, where, sample = torch.nonzero(bad)[0].tolist()
+    return solution, NonFiniteError(
+        round_number=node + 1,
+        step=int(plan.step[node]),
+        time=float(plan.times[node]),
+        sample=sample,
+        where=("drift", "state")[where],
+        solution=solution,
+    )
 
 
 def _argument(states: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

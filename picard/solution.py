@@ -48,6 +48,9 @@ class Stats:
         window: nodes a window may hold.
         host_syncs: times the host waited for the device.
         seconds: wall-clock time.
+        max_rows: rows one model call could hold at the end, `None` for any number.
+        reason: why the window is what it is, if it was chosen by measurement.
+        trials: model calls made to measure that, not among the rounds; their rows are among the evaluations.
     """
 
     rounds: int
@@ -57,6 +60,9 @@ class Stats:
     window: int
     host_syncs: int
     seconds: float
+    max_rows: int | None = None
+    reason: str = ""
+    trials: int = 0
 
     @property
     def speedup_bound(self) -> float:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from picard.certify import Certifier
+from picard.choice import choose
 from picard.engine import Setup
 from picard.errors import InvalidProblemError, describe
 from picard.expected import Expected
@@ -23,6 +26,7 @@ from picard.progress import Callback, Progress
 from picard.rows import Conditioning
 from picard.run import Run
 from picard.sde import SDE
+from picard.sequential import follow
 from picard.solution import Solution, Status
 from picard.tolerance import Tolerance, TotalVariation, resolve_tolerance
 from picard.trajectory import Trajectory
@@ -36,8 +40,8 @@ def solve(
     grid: int | Tensor,
     *,
     method: str | Integrator,
-    window: int | None = None,
-    max_rows: int | None = None,
+    window: int | Literal["auto"] | None = None,
+    max_rows: int | Literal["auto"] | None = None,
     max_rounds: int | None = None,
     tolerance: float | Tolerance | None = None,
     linearization: str | Linearization = "secant",
@@ -59,8 +63,11 @@ def solve(
         grid: times, shape (steps + 1,), floating, monotone in either direction, for an ODE or SDE; number of steps or
             decreasing timesteps for a diffusion model.
         method: a registered name or an integrator such as `DDIM(eta=0.5)`.
-        window: nodes in flight per sample, at least 1; 64 by default.
+        window: nodes in flight per sample, at least 1; 64 by default. `"auto"` measures the model and takes the window
+            with the fewest predicted seconds, or goes step by step if none wins; `Solution.stats.reason` says why.
         max_rows: rows (nodes times samples) one model call may hold; more are split, which never changes the result.
+            `"auto"` splits calls where smaller ones were measured to be faster. Calls that run out of memory are split
+            in any case.
         max_rounds: rounds after which to give up; as many as needed by default.
         tolerance: a rule, or a number for the problem's usual rule: `NoiseRatio` for diffusion models (0.1 by
             default), `RelAbs` otherwise (rtol 1e-4, atol 1e-6 by default).
@@ -87,9 +94,9 @@ def solve(
         NonFiniteError: if the model returns a non-finite value at an exact state; carries the solution so far.
         NotConvergedError: if `max_rounds` is reached; carries the solution so far.
     """
-    nodes = _check_at_least_one("window", window)
-    _check_at_least_one("max_rows", max_rows)
-    _check_at_least_one("max_rounds", max_rounds)
+    started = time.perf_counter()
+    nodes, most = _check_at_least_one("window", window), _check_at_least_one("max_rows", max_rows)
+    _check_at_least_one("max_rounds", max_rounds, auto=False)
     prepared = prepare(problem, grid, method)
     plan = prepared.plan
     rule = resolve_tolerance(tolerance, plan)
@@ -104,7 +111,7 @@ def solve(
         rule,
         resolve_guess(guess, plan, prepared.tables, prepared.problem.x0, prepared.wide, noisy=noisy),
         min(nodes or _DEFAULT_WINDOW, plan.nodes),
-        max_rows,
+        most,
         Certifier(prepared.problem, plan, prepared.tables) if certified else None,
     )
     prepared.problem.agree(
@@ -114,30 +121,44 @@ def solve(
             "tolerance": rule,
             "linearization": setup.linearization,
             "guess": guess.ys if isinstance(guess, Solution) else getattr(guess, "values", guess),
-            "the other options": (setup.window, max_rows, max_rounds, certify, torch.is_grad_enabled()),
+            "the other options": (window, max_rows, max_rounds, certify, torch.is_grad_enabled()),
         }
     )
+    choice = None
+    if "auto" in (window, max_rows):
+        choice = choose(setup, prepared, window=window == "auto", rows=max_rows == "auto")
+        setup = replace(setup, window=choice.window, max_rows=choice.max_rows)
+    by_step = window == "auto" and setup.window == 1 and not (certified or callback or max_rounds)
 
     by = differentiation(setup, prepared) if torch.is_grad_enabled() else None
 
     def run(x0: Tensor, trajectory: Trajectory) -> Solution:
         spent = 0 if by is None else 1  # the row that told what the model depends on
         with torch.no_grad(), Progress(plan.steps * len(x0), enabled=progress) as bar:
+            if by_step:  # at the cost of the sequential solver, because it is the sequential solver
+                found, error = follow(prepared, x0, trajectory, bar, setup.max_rows)
+                if error is not None and throw:
+                    raise error
+                return found
             return Run(setup, prepared, x0, trajectory, max_rounds, callback, spent).finish(bar, throw=throw)
 
     if by is not None and (by.inputs or prepared.problem.x0.requires_grad):
         solution = solve_with_gradient(setup, prepared, save, by, run)
     else:
         solution = run(prepared.problem.x0, Trajectory(plan, prepared.problem.x0, save))
+    if choice is not None:
+        solution = replace(solution, stats=choice.account(solution.stats, time.perf_counter() - started))
     logger.info("%r", solution)
     if throw and Status.STOPPED not in solution.status:
         solution.raise_for_status()
     return solution
 
 
-def _check_at_least_one(name: str, value: Any) -> int | None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        msg = f"{name} must be an integer of at least 1, or None; given {describe(value)}"
+def _check_at_least_one(name: str, value: Any, *, auto: bool = True) -> int | None:
+    if value is None or (auto and value == "auto"):
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        other = ', "auto" or None' if auto else ", or None"
+        msg = f"{name} must be an integer of at least 1{other}; given {describe(value)}"
         raise InvalidProblemError(msg)
-    checked: int | None = value
-    return checked
+    return value

@@ -62,7 +62,7 @@ class _State:
         at = (m + 1).clamp_max(len(tables.times) - 1) if self.fault == "time_shifted" else m
         scales = None if tables.scales is None else tables.scales[m]
         value, diffusion = evaluate(
-            self.prepared.problem.field, Rows(tables.times[at], x, self.cond.of(tuple(rows), s), scales), max_rows
+            self.prepared.problem, Rows(tables.times[at], x, self.cond.of(tuple(rows), s), scales), max_rows
         )
         value = value.to(self.z.dtype)
         self.into_field = diffusion is not None

@@ -172,6 +172,34 @@ def a_model_that_raises_on_one_rank_ends_all() -> None:
     same((pendulum(), times(20), "euler"))  # the group is as good as new
 
 
+def measured_windows_are_the_same_on_all_ranks() -> None:
+    def drift(t: Tensor, x: Tensor) -> Tensor:
+        time.sleep(0.001 * (1 + dist.get_rank() * len(x)))  # cheap in a batch on one rank, costly on the other
+        return torch.sin(3 * x)
+
+    problem = picard.ODE(drift, start(2, 2))
+    for _ in range(2):
+        with torch.no_grad():
+            solution = picard.solve(spread(problem), times(40), method="euler", window="auto", max_rows="auto")
+        every: list[Any] = [None] * RANKS
+        dist.all_gather_object(every, (solution.stats.window, solution.stats.reason, solution.final.tolist()))
+        assert every[0] == every[1]
+        assert solution.stats.reason
+
+
+def memory_that_is_short_on_one_rank_splits_the_calls_of_all() -> None:
+    def drift(t: Tensor, x: Tensor) -> Tensor:
+        if dist.get_rank() == 0 and len(x) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.sin(3 * x)
+
+    problem, whole = (picard.ODE(one, start(2, 2)) for one in (drift, lambda t, x: torch.sin(3 * x)))
+    with torch.no_grad():
+        found = picard.solve(spread(problem), times(40), method="euler", window=10)
+    assert torch.equal(found.final, picard.solve(whole, times(40), method="euler", window=10).final)
+    assert found.stats.max_rows in (5, 7)
+
+
 def a_wrong_shape_on_one_rank_ends_all() -> None:
     def drift(t: Tensor, x: Tensor) -> Tensor:
         return x[:, :1] if dist.get_rank() == 1 else x
@@ -195,6 +223,8 @@ TOGETHER = (
     ranks_that_disagree_are_told_in_what,
     a_model_that_raises_on_one_rank_ends_all,
     a_wrong_shape_on_one_rank_ends_all,
+    measured_windows_are_the_same_on_all_ranks,
+    memory_that_is_short_on_one_rank_splits_the_calls_of_all,
 )
 
 

@@ -28,7 +28,7 @@ def defects(prepared: Prepared, states: Float[Tensor, "points batch *state"]) ->
     for node in range(plan.nodes):
         scales = None if tables.scales is None else tables.scales[node].expand(batch, 2)
         rows = Rows(tables.times[node].expand(batch), states[node], conditioning.of(None, torch.arange(batch)), scales)
-        values.append(evaluate(prepared.problem.field, rows, None)[0].to(prepared.wide))
+        values.append(evaluate(prepared.problem, rows, None)[0].to(prepared.wide))
         after = torch.zeros_like(z[0])
         for p in range(min(plan.order, node + 1)):
             after = after + tables.a[node, p] * z[node - p] + tables.b[node, p] * values[node - p]

@@ -1,0 +1,141 @@
+"""The latency of a model: seconds that a round of every size takes, measured on the problem at hand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import torch
+
+from picard.engine import Setup
+from picard.hold import Hold
+from picard.memory import out_of_memory
+from picard.permodel import PerModel
+from picard.plan import Plan
+from picard.prepare import Prepared
+from picard.progress import Progress, RoundInfo
+from picard.run import Run
+from picard.sequential import follow
+from picard.tolerance import RelAbs
+from picard.trajectory import Trajectory
+from picard.window import Tables
+
+clock: Callable[[], float] = time.perf_counter
+_KNOWN: PerModel[Latency] = PerModel()
+_REPEATS, _BRIEF = 4, 0.02  # what takes fewer seconds than the second is timed as often as the first says
+_OVERHEAD = 0.01  # seconds that a round may spend outside the model
+
+
+@dataclass(eq=False)
+class Latency:
+    """Measured seconds.
+
+    Attributes:
+        step: seconds of one node of the sequential solver.
+        rounds: seconds of a round, the solver's own work included, by window.
+        pace: rounds that solves took over those predicted, by what was solved.
+        calls: model calls made.
+        rows: their rows.
+    """
+
+    step: float = 0.0
+    rounds: dict[int, float] = field(default_factory=dict)
+    pace: dict[Hashable, float] = field(default_factory=dict)
+    calls: int = 0
+    rows: int = 0
+
+    def seconds(self, window: int) -> float:
+        """Return the seconds of a round of any size: linear between those measured, and beyond the last two."""
+        known = [(1, self.step), *sorted(self.rounds.items())]
+        above = next((i for i, (measured, _) in enumerate(known) if measured >= window), len(known) - 1)
+        (w0, s0), (w1, s1) = known[max(above, 1) - 1], known[max(above, 1)]
+        return s0 + (s1 - s0) * (window - w0) / (w1 - w0)
+
+    def at_best(self, window: int) -> float:
+        """Bound the seconds of a round larger than those measured, which may be disturbed, from below.
+
+        They grow on as between the last two, or as from the first one on, a step of the sequential solver and the work
+        of a round outside the model; whichever is slower.
+        """
+        known = [(1, self.step + _OVERHEAD), *sorted(self.rounds.items())]
+        last, seconds = known[-1]
+        slope = min((seconds - before) / (last - size) for size, before in (known[0], known[-2]))
+        return seconds + max(slope, 0.0) * (window - last)
+
+
+def known_latency(setup: Setup) -> Latency:
+    """Find what was measured for a model and a state's shape, dtype and device, or start anew."""
+    problem, x0 = setup.problem, setup.problem.x0
+    what = (type(problem).__name__, setup.plan.order, setup.linearization.measures, setup.max_rows)
+    key = (what, tuple(x0.shape), x0.dtype, x0.device, torch.get_num_threads())
+    known = _KNOWN.of(problem.callee)
+    found = known.get(key)
+    if found is None or not all(problem.share(bool(found.rounds))):
+        found = known[key] = Latency()
+    return found
+
+
+def measure_step(setup: Setup, prepared: Prepared, latency: Latency) -> None:
+    """Time the sequential solver: a node to warm up, then two."""
+
+    def run(nodes: int) -> float:
+        trial = _trial(setup, prepared, nodes, 1)[1]
+        started = clock()
+        with torch.no_grad(), Progress(0, enabled=False) as bar:
+            follow(trial, trial.problem.x0, Trajectory(trial.plan, trial.problem.x0, "last"), bar, setup.max_rows)
+        latency.calls, latency.rows = latency.calls + nodes, latency.rows + nodes * len(trial.problem.x0)
+        return (clock() - started) / nodes
+
+    first = setup.problem.share(run(1))[0]
+    repeats = _REPEATS if first < _BRIEF else 1
+    latency.step = setup.problem.share(min(run(2) for _ in range(repeats)))[0]
+
+
+def measure_round(setup: Setup, prepared: Prepared, latency: Latency, window: int) -> bool:
+    """Time rounds of a window, on states that stay where they are; say whether memory sufficed."""
+    repeats = 1 + (_REPEATS if latency.step * window < _BRIEF else 1)  # the first warms up
+    trial, on = _trial(setup, prepared, 1 + repeats * window, window)
+    taken: list[tuple[int, float]] = []
+
+    def note(info: RoundInfo) -> None:
+        taken.append((max(info.width), clock()))
+        latency.calls, latency.rows = latency.calls + 1, latency.rows + info.rows
+
+    x0 = on.problem.x0
+    try:
+        with torch.no_grad(), Progress(0, enabled=False) as bar:
+            Run(trial, on, x0, Trajectory(on.plan, x0, "last"), None, note).finish(bar, throw=False)
+    except Exception as error:
+        if out_of_memory(error):
+            return False
+        raise
+    seconds = [after - before for (_, before), (width, after) in pairwise(taken) if width == window]
+    latency.rounds[window] = setup.problem.share(min(seconds))[0]
+    return True
+
+
+def _trial(setup: Setup, prepared: Prepared, nodes: int, window: int) -> tuple[Setup, Prepared]:
+    """Make a solve that calls the model as the real one does, but whose states never move: so every round slides on.
+
+    It needs no noise, whose realization may remember what it was asked.
+    """
+    plan = setup.plan
+    index = torch.arange(nodes) % plan.nodes
+    a = torch.zeros(nodes, plan.order, dtype=torch.float64)
+    a[:, 0] = 1
+    flat = Plan(
+        times=plan.times[index],
+        a=a,
+        b=torch.zeros_like(a),
+        step=torch.zeros(nodes, dtype=torch.int64),
+        yardstick=None if plan.yardstick is None else plan.yardstick[index],
+        scales=None if plan.scales is None else plan.scales[index],
+    )
+    tables = Tables.of(flat, setup.tables.a, setup.tables.times.dtype)
+    state = tuple(setup.problem.x0.shape[1:])
+    trial = replace(
+        setup, plan=flat, tables=tables, tolerance=RelAbs(), guess=Hold(tables, state), window=window, certifier=None
+    )
+    return trial, replace(prepared, plan=flat, tables=tables, draw=None, steps_at=[0] * (nodes + 1))
