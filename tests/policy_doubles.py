@@ -61,6 +61,27 @@ class Transformer(nn.Module):
         return self.out(self.layer(self.into(sample) + self.place, memory))
 
 
+class Learned(nn.Module):
+    """A network as training leaves it: what it predicts is bounded data, which a scheduler clips here and there.
+
+    The outputs of a network with random weights instead have nothing to do with the noise in their input. Then a
+    rounding error decides between the two ends of the clipping range, in the sequential loop as well.
+    """
+
+    def __init__(self, inner: nn.Module, scheduler: Any) -> None:
+        super().__init__()
+        self.inner, self.prediction = inner, scheduler.config.prediction_type
+        self.register_buffer("bars", scheduler.alphas_cumprod.clone())
+
+    def forward(self, sample: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Tensor:
+        data = 1.1 * torch.tanh(2 * self.inner(sample, timestep, *args, **kwargs))
+        if self.prediction == "sample":
+            return data
+        bars: Any = self.bars
+        bar = bars[torch.as_tensor(timestep, device=sample.device).expand(len(sample))][:, None, None]
+        return (sample - bar.sqrt() * data) / (1 - bar).sqrt()
+
+
 class DiffusionDouble(nn.Module):
     """Has the contract of DiffusionPolicy's U-Net policies, low-dimensional and image ones.
 

@@ -1,0 +1,333 @@
+"""Robot policies: parallel in time, every family's actions are those of its own loop, and so are the random numbers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from picard import FixedRounds, InvalidProblemError, NotSupportedError
+from picard.adapters import parallelize, restore
+from tests import policy_doubles as double
+
+library = pytest.importorskip("diffusers")
+
+SCHEDULERS = {"ddpm": library.DDPMScheduler, "ddim": library.DDIMScheduler}
+FAMILIES = ("unet-global", "unet-local", "unet-inpaint", "transformer-cond", "transformer-inpaint", "lerobot")
+STEPS, WINDOW = 20, 8
+
+Sample = Callable[[int, torch.Generator | None], Tensor]
+
+
+def scheduler(name: str = "ddpm", **config: Any) -> Any:
+    return SCHEDULERS[name](num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", **config)
+
+
+def build(family: str, levels: Any, steps: int = STEPS, **step: Any) -> tuple[Any, Sample]:
+    """Build a policy, and what samples a batch of plans from it."""
+    name, _, kind = family.partition("-")
+    seen, both = double.SEEN * double.STATES, double.ACTIONS + double.STATES
+    channels = both if kind == "inpaint" else double.ACTIONS
+    conditioned = {"lerobot": {"global_dim": seen}, "unet-global": {"global_dim": seen}}
+    conditioned["unet-local"] = {"local_dim": double.STATES}
+    if name == "transformer":
+        network: Any = double.Learned(double.Transformer(channels), levels)
+    else:
+        network = double.Learned(double.Unet(channels, **conditioned.get(family, {})), levels)
+    observed = torch.randn(8, double.SEEN, double.STATES)
+    if name == "lerobot":
+        policy: Any = double.LeRobotDouble(network, levels, steps).eval()
+
+        def sample(batch: int, generator: torch.Generator | None) -> Tensor:
+            cond = observed[:batch].flatten(1)
+            return policy.diffusion.conditional_sample(batch, global_cond=cond, generator=generator)
+
+        return policy, sample
+    shape = double.TransformerDouble if name == "transformer" else double.DiffusionDouble
+    policy = shape(network, levels, kind=kind, steps=steps, **step).eval()
+
+    def plan(batch: int, generator: torch.Generator | None) -> Tensor:
+        known, mask, cond = policy.arranged(observed[:batch])
+        return policy.conditional_sample(known, mask, **cond, generator=generator, **policy.kwargs)
+
+    return policy, plan
+
+
+def drawn(sample: Sample, batch: int, *, own: bool) -> tuple[Tensor, Tensor]:
+    """Sample with a seed; return the plans and the next random numbers."""
+    torch.manual_seed(5)
+    generator = torch.Generator().manual_seed(6) if own else None
+    with torch.no_grad():
+        plans = sample(batch, generator)
+    return plans, torch.cat([torch.rand(3), torch.rand(3, generator=generator)])
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+@pytest.mark.parametrize("levels", ["ddpm", "ddim"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_actions_and_random_numbers_are_those_of_the_policys_own_loop(
+    family: str, levels: str, prediction: str
+) -> None:
+    policy, sample = build(family, scheduler(levels, prediction_type=prediction))
+    for batch, own in ((1, False), (1, True), (8, False), (8, True)):
+        restore(policy)
+        right, after = drawn(sample, batch, own=own)
+        assert float(right.abs().max()) <= 4
+        parallelize(policy, window=WINDOW, tolerance=0.0, mode="plan")
+        plans, then = drawn(sample, batch, own=own)
+        assert torch.equal(then, after)
+        assert torch.allclose(plans, right, rtol=0, atol=1e-5)
+        assert policy.picard.stats.rounds < STEPS
+    parallelize(policy, window=WINDOW)
+    plans, then = drawn(sample, 8, own=True)
+    assert torch.equal(then, after)
+    difference = float((plans - right).abs().max())
+    assert 1e-6 < difference < (0.1 if levels == "ddpm" else 0.02)
+    assert policy.picard.stats.mode == "plan"
+    assert policy.picard.stats.sequential_evaluations == STEPS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replay_gives_the_same_actions(family: str) -> None:
+    policy, sample = build(family, scheduler())
+    right, after = drawn(sample, 2, own=False)
+    parallelize(policy, window=WINDOW, tolerance=1e-6, mode="replay")
+    plans, then = drawn(sample, 2, own=False)
+    assert policy.picard.stats.mode == "replay"
+    assert policy.picard.stats.rounds < STEPS
+    assert torch.equal(then, after)
+    assert torch.allclose(plans, right, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("levels", "config", "step"),
+    [
+        ("ddim", {}, {"eta": 0.6}),
+        ("ddim", {"clip_sample_range": 0.5}, {"use_clipped_model_output": True}),
+        ("ddim", {"set_alpha_to_one": False, "steps_offset": 1}, {}),
+        ("ddpm", {"variance_type": "fixed_large"}, {}),
+        ("ddpm", {"variance_type": "fixed_small_log", "clip_sample": False}, {}),
+        ("ddpm", {"thresholding": True, "clip_sample": False}, {}),
+        ("ddpm", {"prediction_type": "v_prediction"}, {}),
+    ],
+)
+def test_what_schedulers_and_step_arguments_add_is_kept(
+    levels: str, config: dict[str, Any], step: dict[str, Any]
+) -> None:
+    policy, sample = build("unet-inpaint", scheduler(levels, **config), **step)
+    right, after = drawn(sample, 2, own=False)
+    parallelize(policy, window=WINDOW, tolerance=0.0, mode="plan")
+    plans, then = drawn(sample, 2, own=False)
+    assert torch.equal(then, after)
+    assert torch.allclose(plans, right, rtol=0, atol=1e-5)
+
+
+def test_a_queue_of_actions_is_filled_as_before() -> None:
+    policy, _ = build("lerobot", scheduler("ddim"))
+
+    def roll_out() -> Tensor:
+        policy.reset()
+        torch.manual_seed(1)
+        states = torch.randn(9, 1, double.STATES)
+        noise = torch.randn(1, double.HORIZON, double.ACTIONS)
+        return torch.stack([policy.select_action({"observation.state": state}, noise=noise) for state in states])
+
+    right = roll_out()
+    parallelize(policy, window=WINDOW, tolerance=0.0)
+    assert torch.allclose(roll_out(), right, rtol=0, atol=1e-5)
+    assert policy.picard is policy.diffusion.picard
+
+
+def test_one_generator_a_sample_works_where_the_policy_takes_noise() -> None:
+    policy, _ = build("lerobot", scheduler())
+    noise, cond = torch.randn(2, double.HORIZON, double.ACTIONS), torch.randn(2, double.SEEN * double.STATES)
+
+    def sample() -> Tensor:
+        generators: Any = [torch.Generator().manual_seed(i) for i in range(2)]
+        with torch.no_grad():
+            return policy.diffusion.conditional_sample(2, cond, generators, noise)
+
+    right = sample()
+    parallelize(policy, window=WINDOW, tolerance=0.0, mode="plan")
+    assert torch.allclose(sample(), right, rtol=0, atol=1e-5)
+
+
+class Guided(double.DiffusionDouble):
+    """A policy that does something of its own in its loop."""
+
+    def denoise(self, known: Tensor, mask: Tensor, *rest: Any, **named: Any) -> Tensor:
+        return super().denoise(known, mask, *rest, **named) + 0.01
+
+
+class Distracted(double.DiffusionDouble):
+    """A policy that draws a random number nobody needs."""
+
+    def denoise(self, known: Tensor, mask: Tensor, *rest: Any, **named: Any) -> Tensor:
+        plans = super().denoise(known, mask, *rest, **named)
+        torch.rand(1)
+        return plans
+
+
+@pytest.mark.parametrize(("kind", "why"), [(Guided, "result differs"), (Distracted, "other random numbers")])
+def test_a_loop_that_does_more_is_found_out_and_replayed(kind: Any, why: str, caplog: pytest.LogCaptureFixture) -> None:
+    policy, sample = build("unet-inpaint", scheduler())
+    policy.__class__ = kind
+    right, after = drawn(sample, 2, own=False)
+    parallelize(policy, window=WINDOW, tolerance=1e-6)
+    plans, then = drawn(sample, 2, own=False)
+    assert policy.picard.stats.mode == "replay"
+    assert why in policy.picard.why
+    assert "replay" in caplog.text
+    assert torch.equal(then, after)
+    assert torch.allclose(plans, right, rtol=0, atol=1e-5)
+    for options in ({"mode": "plan"}, {"warm_start": 2}, {"certify": True}):
+        parallelize(policy, window=WINDOW, **options)
+        with pytest.raises(NotSupportedError, match=why):
+            drawn(sample, 2, own=False)
+
+
+def test_another_scheduler_or_number_of_steps_is_noticed() -> None:
+    policy, sample = build("unet-global", scheduler())
+    parallelize(policy, window=WINDOW, tolerance=0.0, mode="plan")
+    for name, steps in (("ddpm", STEPS), ("ddim", STEPS), ("ddim", 12)):
+        policy.noise_scheduler, policy.num_inference_steps = scheduler(name), steps
+        plans, _ = drawn(sample, 1, own=False)
+        assert policy.picard.stats.sequential_evaluations == steps
+        handle, kind = vars(policy).pop("picard"), type(policy)
+        policy.__class__ = double.DiffusionDouble
+        right, _ = drawn(sample, 1, own=False)
+        policy.__class__, policy.picard = kind, handle
+        assert torch.allclose(plans, right, rtol=0, atol=1e-5)
+
+
+def test_a_copy_of_a_parallel_policy_is_one_of_its_own() -> None:
+    policy, sample = build("unet-global", scheduler())
+    parallelize(policy, window=WINDOW)
+    drawn(sample, 1, own=False)
+    twin = copy.deepcopy(policy)
+    assert twin.picard is not policy.picard
+    restore(twin)
+    assert not hasattr(twin, "picard")
+    assert policy.picard.stats is not None
+
+
+def test_the_policy_is_itself_again_after_restore_and_after_a_block() -> None:
+    policy, sample = build("lerobot", scheduler())
+    kinds, names = (type(policy), type(policy.diffusion)), list(policy.state_dict())
+    right, _ = drawn(sample, 1, own=False)
+    with parallelize(policy, window=WINDOW) as same:
+        assert same is policy
+        assert isinstance(policy, double.LeRobotDouble)
+        assert type(policy).__name__ == "LeRobotDouble"
+        assert list(policy.state_dict()) == names
+        drawn(sample, 1, own=False)
+        assert policy.diffusion.unet is policy.diffusion._modules["unet"]
+        assert list(policy.state_dict()) == names
+    assert (type(policy), type(policy.diffusion)) == kinds
+    assert not hasattr(policy, "picard")
+    assert not hasattr(policy.diffusion, "picard")
+    assert torch.equal(drawn(sample, 1, own=False)[0], right)
+    assert restore(policy) is policy
+
+
+def test_gradients_are_those_through_the_policys_own_loop() -> None:
+    policy, _ = build("unet-global", scheduler("ddim"), steps=12)
+    policy.double()
+    known, mask, _ = policy.arranged(torch.zeros(2, double.SEEN, double.STATES))
+    cond = torch.randn(2, double.SEEN * double.STATES, dtype=torch.float64, requires_grad=True)
+
+    def gradient() -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        plans = policy.conditional_sample(known.double(), mask, global_cond=cond, generator=generator)
+        (found,) = torch.autograd.grad(plans.square().sum(), cond)
+        return found
+
+    right = gradient()
+    parallelize(policy, window=WINDOW, tolerance=1e-9, mode="plan")
+    assert torch.allclose(gradient(), right, rtol=1e-5, atol=1e-7)
+
+
+def test_the_certificate_is_at_hand() -> None:
+    policy, sample = build("unet-global", scheduler())
+    parallelize(policy, window=WINDOW, certify=True)
+    drawn(sample, 8, own=False)
+    assert 0 < policy.picard.solution.certificate.tv < 1
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_compiled_network_is_compiled_for_two_numbers_of_rows_only(warm: bool) -> None:
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        actions = (double.HORIZON, double.ACTIONS)
+        compiled.extend(len(one) for one in inputs if isinstance(one, Tensor) and tuple(one.shape[1:]) == actions)
+        return graph.forward
+
+    class Clean(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv1d(double.ACTIONS, double.ACTIONS, 3, padding=1)
+            self.cond = torch.nn.Linear(double.SEEN * double.STATES, 1)
+
+        def forward(self, x: Tensor, t: Tensor, global_cond: Tensor) -> Tensor:
+            return x + 0.1 * torch.tanh(self.conv(x.movedim(1, 2)).movedim(1, 2)) + self.cond(global_cond)[..., None]
+
+    torch._dynamo.reset()
+    network: Any = torch.compile(Clean(), backend=backend, dynamic=False)
+    policy = double.LeRobotDouble(network, scheduler(), STEPS).eval()
+    cond = torch.randn(1, double.SEEN * double.STATES)
+    parallelize(policy, window=WINDOW, warm_start=2 if warm else None)
+    with torch.no_grad():
+        for _ in range(3):
+            policy.diffusion.conditional_sample(1, cond)
+        restore(policy)
+        policy.diffusion.conditional_sample(1, cond)
+    assert sorted(compiled) == [1, WINDOW]
+    torch._dynamo.reset()
+
+
+def test_the_network_stays_a_submodule_while_something_answers_for_it() -> None:
+    policy, sample = build("lerobot", scheduler())
+    found: list[int] = []
+    own = policy.diffusion.unet.inner.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        found.append(len(list(policy.diffusion.parameters())))
+        return own(*args, **kwargs)
+
+    policy.diffusion.unet.inner.forward = forward
+    everything = len(list(policy.diffusion.parameters()))
+    parallelize(policy, window=WINDOW, mode="replay")
+    drawn(sample, 1, own=False)  # LeRobot's loop asks the parameters for device and dtype at every start
+    assert set(found) == {everything}
+
+
+def test_bad_options_are_refused_with_a_word_on_what_to_write(unchecked: None) -> None:
+    policy, sample = build("unet-global", scheduler())
+    refused: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"window": 0}, InvalidProblemError, "window must be an integer of at least 1"),
+        ({"actions": 1.5}, InvalidProblemError, "actions must be an integer"),
+        ({"warm_start": "shft"}, InvalidProblemError, "shift"),
+        ({"mode": "plann"}, InvalidProblemError, "plan"),
+        ({"guess": "held"}, InvalidProblemError, "hold"),
+        ({"tolerance": -1}, InvalidProblemError, "at least 0"),
+        ({"tolerance": "tight"}, InvalidProblemError, "NoiseRatio"),
+        ({"linearization": "secnt"}, InvalidProblemError, "secant"),
+        ({"fresh_noise": False}, InvalidProblemError, "warm_start='shift'"),
+        ({"actions": 2, "tolerance": FixedRounds(2)}, InvalidProblemError, "leave one of them out"),
+        ({"mode": "replay", "warm_start": 2}, NotSupportedError, "mode='plan'"),
+        ({"mode": "replay", "tolerance": FixedRounds(2)}, NotSupportedError, "no tolerance"),
+        ({"windows": 3}, TypeError, "windows"),
+    ]
+    for options, kind, match in refused:
+        with pytest.raises(kind, match=match):
+            parallelize(policy, **options)
+    parallelize(policy, warm_start=double.HORIZON)
+    with pytest.raises(InvalidProblemError, match="from 1 to 7"):
+        drawn(sample, 1, own=False)
+    with pytest.raises(NotSupportedError, match="scheduler"):
+        parallelize(torch.nn.Linear(1, 1))

@@ -1,0 +1,177 @@
+"""Receding horizon: warm starts, the noise they use, the actions that count, and a bounded number of rounds."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import picard
+from picard import FixedRounds
+from picard.adapters import parallelize, restore
+from tests import policy_doubles as double
+from tests.test_policies import build, scheduler
+
+WINDOW, BY, PLANS = 12, 2, 4
+
+
+def drive(policy: Any, *, seed: int = 0, batch: int = 1, noise: list[Tensor] | None = None) -> list[Tensor]:
+    """Plan again and again while the observation drifts; the same random numbers at every plan."""
+    torch.manual_seed(seed)
+    first, drift = torch.randn(2, batch, double.SEEN * double.STATES).unbind(0)
+    plans = []
+    with torch.no_grad():
+        for i in range(PLANS):
+            torch.manual_seed(100 + i)
+            given = None if noise is None else noise[i]
+            plans.append(policy.diffusion.conditional_sample(batch, first + 0.05 * i * drift, noise=given))
+            if hasattr(policy, "picard"):
+                policy.rounds.append(policy.picard.stats.rounds)
+    return plans
+
+
+def prepared(levels: str = "ddpm", **options: Any) -> Any:
+    torch.manual_seed(0)
+    policy, _ = build("lerobot", scheduler(levels), steps=40)
+    policy.rounds = []
+    return parallelize(policy, **{"window": WINDOW, **options}) if options else policy
+
+
+@pytest.mark.parametrize("levels", ["ddpm", "ddim"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_warm_start_with_new_noise_changes_the_way_and_not_the_actions(levels: str, batch: int) -> None:
+    right = drive(prepared(levels), batch=batch)
+    policy = prepared(levels, warm_start=BY, tolerance=0.0)
+    for plan, other in zip(drive(policy, batch=batch), right, strict=True):
+        assert torch.allclose(plan, other, rtol=0, atol=1e-5)
+
+
+def test_a_warm_start_takes_fewer_rounds_until_the_policy_is_reset() -> None:
+    cold, warm = prepared(window=WINDOW), prepared(warm_start=BY)
+    drive(cold)
+    drive(warm)
+    assert warm.rounds[0] == cold.rounds[0]
+    assert sum(warm.rounds[1:]) < sum(cold.rounds[1:])
+    warm.reset()
+    drive(warm)
+    assert warm.rounds[PLANS] == cold.rounds[0]
+    warm.picard.forget()
+    drive(warm, batch=2)  # another batch starts cold, too
+    assert warm.picard.stats.rows == 2
+
+
+def test_used_noise_is_the_last_plans_moved_forward_with_new_noise_at_the_end() -> None:
+    """For a deterministic sampler the noise is the start alone, which LeRobot's loop takes as an argument."""
+    shape = (1, double.HORIZON, double.ACTIONS)
+    expected: list[Tensor] = []
+    for i in range(PLANS):
+        torch.manual_seed(100 + i)
+        new = torch.randn(shape)
+        expected.append(new if i == 0 else torch.cat([expected[-1][:, BY:], new[:, -BY:]], 1))
+    right = drive(prepared("ddim"), noise=expected)
+    policy = prepared("ddim", warm_start=BY, fresh_noise=False, tolerance=0.0)
+    for plan, other in zip(drive(policy), right, strict=True):
+        assert torch.allclose(plan, other, rtol=0, atol=1e-5)
+    seen = picard.adapters.parallelize_policy(policy, warm_start="shift", fresh_noise=False, tolerance=0.0)
+    assert seen.picard.options.warm_start == "shift"
+
+
+def test_used_noise_makes_successive_plans_agree() -> None:
+    def disagreement(**options: Any) -> float:
+        plans = drive(prepared(warm_start=BY, **options))
+        pairs = pairwise(plans)
+        return sum(float((b[:, :-BY] - a[:, BY:]).square().mean()) for a, b in pairs)
+
+    assert disagreement(fresh_noise=False) < disagreement(fresh_noise=True)
+
+
+def test_used_noise_is_standard_normal_and_new_where_known_actions_hid_it() -> None:
+    policy, _ = build("unet-inpaint", scheduler(), steps=8)
+    parallelize(policy, window=WINDOW, warm_start=3, fresh_noise=False)
+    starts, noises = [], []
+    with torch.no_grad():
+        for i in range(40):
+            torch.manual_seed(i)
+            known, mask, _ = policy.arranged(torch.randn(8, double.SEEN, double.STATES))
+            policy.conditional_sample(known, mask)
+            past = policy.picard._past
+            starts.append(past.x[~mask])
+            noises.append(past.drawn[0][~mask])
+            assert float(past.x[mask].abs().max()) == 0
+    for values in (torch.cat(starts), torch.cat(noises)):
+        assert abs(float(values.mean())) < 0.05
+        assert abs(float(values.std()) - 1) < 0.05
+
+
+def test_actions_that_are_not_executed_need_not_meet_the_tolerance() -> None:
+    watched, whole = prepared(actions=2), prepared(window=WINDOW)
+    right = drive(prepared())
+    plans = drive(watched)
+    drive(whole)
+    assert sum(watched.rounds) <= sum(whole.rounds)
+    first = double.SEEN + 2
+    assert max(float((a - b)[:, :first].abs().max()) for a, b in zip(plans, right, strict=True)) < 0.05
+    exact = drive(prepared(actions=double.HORIZON, tolerance=0.0))
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-5) for a, b in zip(exact, right, strict=True))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("warm", [None, BY])
+def test_fixed_rounds_bound_the_calls_of_the_network(count: int, warm: int | None) -> None:
+    policy = prepared(tolerance=FixedRounds(count), warm_start=warm)
+    drive(policy)
+    most = 1 + count * math.ceil(40 / WINDOW)
+    assert max(policy.rounds) <= most
+    assert all(rounds == policy.rounds[-1] for rounds in policy.rounds[1:])
+
+
+def problem(steps: int = 40) -> tuple[picard.ODE, Tensor]:
+    grid = torch.linspace(0, 4, steps + 1, dtype=torch.float64)
+    start = torch.tensor([[1.0, -0.5], [0.3, 2.0], [0.1, 0.2]], dtype=torch.float64)
+    return picard.ODE(lambda t, x: torch.sin(3 * x) - x + torch.cos(t)[:, None], start), grid
+
+
+def expectation(ode: picard.ODE, grid: Tensor) -> Tensor:
+    """The field along the right solution."""
+    states = picard.sequential(ode, grid, method="euler", save="all").ys
+    return torch.stack([ode.drift(t.expand(len(x)), x) for t, x in zip(grid, states[:-1], strict=False)])
+
+
+def test_right_expectations_need_a_round_a_window() -> None:
+    ode, grid = problem()
+    guess = picard.Expected(expectation(ode, grid))
+    right = picard.sequential(ode, grid, method="euler").final
+    solution = picard.solve(ode, grid, method="euler", window=10, tolerance=1e-10, guess=guess)
+    assert solution.stats.rounds == 4
+    assert torch.allclose(solution.final, right, rtol=0, atol=1e-12)
+
+
+def test_constant_expectations_hold_and_wrong_ones_are_harmless() -> None:
+    ode, grid = problem()
+    options: dict[str, Any] = {"method": "euler", "window": 10, "tolerance": 1e-9}
+    right = picard.sequential(ode, grid, method="euler").final
+    held = picard.solve(ode, grid, guess="hold", **options)
+    constant = picard.solve(ode, grid, guess=picard.Expected(torch.ones(40, 3, 2, dtype=torch.float64)), **options)
+    assert abs(constant.stats.rounds - held.stats.rounds) <= 2
+    wild = picard.solve(ode, grid, guess=picard.Expected(100 * torch.randn(40, 3, 2)), **options)
+    for solution in (constant, wild):
+        assert torch.allclose(solution.final, right, rtol=0, atol=1e-7)
+
+
+def test_expectations_must_fit(unchecked: None) -> None:
+    ode, grid = problem()
+    for values, match in (
+        (torch.ones(39, 3, 2), "one a node"),
+        (torch.full((40, 3, 2), math.nan), "finite"),
+    ):
+        with pytest.raises(picard.InvalidProblemError, match=match):
+            picard.solve(ode, grid, method="euler", guess=picard.Expected(values))
+    with pytest.raises(picard.InvalidProblemError, match="floating tensor"):
+        picard.Expected(torch.ones(3, dtype=torch.int64))
+    policy = prepared(warm_start=BY)
+    drive(policy)
+    assert restore(policy) is policy
