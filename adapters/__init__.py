@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import diffusers
 from .door import parallelize, restore
-from .parallelize import parallelize as parallelize_pipeline
-from .parallelize_policy import parallelize_policy
+from .pipelines import parallelize as parallelize_pipeline
+from .policies import parallelize_policy
 
 __all__ = ["diffusers", "parallelize", "parallelize_pipeline", "parallelize_policy", "restore"]

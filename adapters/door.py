@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .parallelize import parallelize as parallelize_pipeline
-from .parallelize import restore as restore_pipeline
-from .parallelize_policy import owner_of, parallelize_policy, restore_policy
+from .pipelines import parallelize as parallelize_pipeline
+from .pipelines import restore as restore_pipeline
+from .policies import owner_of, parallelize_policy, restore_policy
 
 
 def parallelize(sampler: Any, **options: Any) -> Any:

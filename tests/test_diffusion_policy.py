@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -146,7 +147,7 @@ def test_the_real_policies_plan_the_same_actions(case: str, levels: str, predict
     train(policy.model, steps, tuple(known.shape[1:]), call)
     for batch in (1, 8):
         seen = observed(batch)
-        compare(f"{case} {levels} {prediction}", policy, lambda seen=seen: policy.predict_action(seen)["action"], None)
+        compare(f"{case} {levels} {prediction}", policy, functools.partial(act, policy, seen), None)
     given = {key: None if one is None else torch.randn_like(one) for key, one in cond.items()}
     generator = torch.Generator()
     mask = torch.rand_like(known) < 0.2
@@ -155,3 +156,7 @@ def test_the_real_policies_plan_the_same_actions(case: str, levels: str, predict
         return policy.conditional_sample(known, mask, **given, generator=generator)
 
     compare(f"{case} {levels} {prediction}", policy, sample, generator)
+
+
+def act(policy: Any, seen: dict[str, Tensor]) -> Tensor:
+    return policy.predict_action(seen)["action"]
