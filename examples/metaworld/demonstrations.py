@@ -32,7 +32,7 @@ class Episode:
 
 def record(name: str, count: int) -> Iterator[Episode]:
     """Yield `count` successful episodes of a task's expert, of consecutive seeds."""
-    from metaworld.policies import ENV_POLICY_MAP
+    from metaworld.policies import ENV_POLICY_MAP  # pyright: ignore[reportMissingImports]
 
     warnings.filterwarnings("ignore", "Constant\\(s\\) may be too high", UserWarning)  # the actions are clipped
     task, expert = Task(name), ENV_POLICY_MAP[name]()

@@ -19,7 +19,7 @@ class Task:
     """
 
     def __init__(self, name: str) -> None:
-        from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE  # pyright: ignore[reportMissingImports]
 
         self.name = name
         environments: Any = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE

@@ -1,4 +1,4 @@
-"""Train the policy of a task on its expert, about 10 minutes on one core: `python -m examples.metaworld.train TASK`.
+"""Train the policy of a task on its expert, minutes on one core: `python -m examples.metaworld.train TASK`.
 
 Diffusion Policy (Chi et al., 2023): noise prediction, AdamW, cosine learning rate, an exponential moving average of the
 weights, which is what is stored, in half precision.
