@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,38 +58,33 @@ def adjoint_plan(plan: Plan, saved: Sequence[int]) -> Plan:
 
 @dataclass(frozen=True, eq=False)
 class FieldAtNodes:
-    """The field of a solved problem at its own trajectory, with gradients.
+    """The field of a solved problem at its nodes, with gradients.
 
     Attributes:
         setup: the forward solve.
-        states: state at every node, shape (nodes + 1, batch, *state).
         noise: noise of every node where it enters through the field, shape (nodes, batch, *noise).
         cond: conditioning, every tensor detached and, where the original does, asking for a gradient.
     """
 
     setup: Setup
-    states: Float[Tensor, "points batch *state"]
     noise: Tensor | None
     cond: Mapping[str, Any]
 
     def __call__(
-        self, node: Int[Tensor, " rows"], sample: Int[Tensor, " rows"], *, by_state: bool
-    ) -> tuple[Float[Tensor, "rows *state"], Float[Tensor, "rows *state"]]:
-        """Evaluate the field at some nodes, recording a graph.
+        self, node: Int[Tensor, " rows"], sample: Int[Tensor, " rows"], z: Float[Tensor, "rows *state"]
+    ) -> Float[Tensor, "rows *state"]:
+        """Evaluate the field at some nodes, recording a graph if gradients are enabled.
 
         Args:
             node: index of every row's node.
             sample: index of every row's sample.
-            by_state: whether the graph reaches the states.
+            z: the states there.
 
         Returns:
-            The states and the field there.
+            The field there.
         """
         setup, tables = self.setup, self.setup.tables
-        z = self.states[node, sample]
-        if by_state:
-            z = asking(z)
-        conditioning = Conditioning(self.cond, self.states.shape[1])
+        conditioning = Conditioning(self.cond, len(setup.problem.x0))
         rows = Rows(
             tables.times[node],
             z,
@@ -98,10 +93,10 @@ class FieldAtNodes:
         )
         value, diffusion = evaluate(setup.problem.alone, rows, setup.max_rows)
         if diffusion is None or self.noise is None:
-            return z, value
+            return value
         noise = self.noise[node, sample]
         kick = tables.kick[node].reshape(-1, *[1] * (noise.ndim - 1))
-        return z, kicked(value, diffusion, (kick * noise).to(value.dtype))
+        return kicked(value, diffusion, (kick * noise).to(value.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +104,13 @@ class AdjointProblem(Problem):
     """The adjoint of a solved problem, to be solved on its adjoint plan.
 
     Attributes:
-        field_at: the field at the forward trajectory.
+        field_at: the field along the forward trajectory.
+        states: the trajectory, at nodes and samples.
         x0: gradient of the loss by the last state, shape (batch, *state).
     """
 
     field_at: FieldAtNodes
+    states: Callable[[Tensor, Tensor], Tensor]
     x0: Tensor
     cond: Mapping[str, Any]
     noise: Noise | None = None
@@ -130,7 +127,9 @@ class AdjointProblem(Problem):
     def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Multiply the transposed Jacobian of every row's node by the row."""
         with torch.enable_grad():
-            z, value = self.field_at(rows.t, rows.cond.tensors()["sample"], by_state=True)
+            sample = rows.cond.tensors()["sample"]
+            z = asking(self.states(rows.t, sample))
+            value = self.field_at(rows.t, sample, z)
             if not value.requires_grad:
                 return torch.zeros_like(rows.x), None
             (product,) = torch.autograd.grad(value, z, rows.x.to(value.dtype), allow_unused=True)

@@ -73,18 +73,18 @@ def run_round(setup: Setup, window: Window) -> Outcome:
         forcing = (tables.c[index] * inside)[..., None] * window.noise.flatten(2)
     mapped = step_map(a, b, window.z, window.values, forcing)
     stale = window.z[:, history + 1 :]
-    settled = _settled(setup, window, index, inside, mapped - stale)
+    settled = _settled(setup, window, index, inside, mapped, stale)
     weights = _weights(a, b, inputs, window.slope, history)
     if settled is None:
         states = correct(stale, mapped, weights)
     else:  # settled states stay as they are, and their residual moves nothing after them
         kept = settled[..., None]
         states = torch.where(kept, stale, correct(torch.where(kept, mapped, stale), mapped, weights))
-    moved = setup.tolerance.watched(states - stale)
-    change = rms(moved, largest(moved))
-    shifted = torch.cat([window.z[:, : history + 1], states[:, :-1]], 1)
-    turned = _argument(inputs, shifted, history) - window.argument
-    values = torch.cat([window.values[:, :history], window.values[:, history:] + window.slope[..., None] * turned], 1)
+    moved = torch.cat([torch.zeros_like(window.z[:, : history + 1]), states - stale], 1)  # of every state, from z on
+    seen = setup.tolerance.watched(moved[:, history + 1 :])
+    change = rms(seen, largest(seen))
+    values = window.values.clone()
+    values[:, history:].addcmul_(window.slope[..., None], _argument(inputs, moved[:, :-1], history))
     residual, stride, usable, sound = _accept(setup, window, index, inside, states, change, settled)
     return Outcome(states, values, change, residual, stride, usable, sound)
 
@@ -138,12 +138,8 @@ def call_model(
 ) -> tuple[Tensor, Tensor | None]:
     """Evaluate the field at rows given by state, node and sample; `arrangement` names the tensor of samples."""
     x0, scales = setup.problem.x0, setup.tables.scales
-    rows = Rows(
-        setup.tables.times[node],
-        z.to(x0.dtype).unflatten(1, x0.shape[1:]),
-        setup.conditioning.of(arrangement, sample),
-        None if scales is None else scales[node],
-    )
+    state, cond = z.to(x0.dtype).unflatten(1, x0.shape[1:]), setup.conditioning.of(arrangement, sample)
+    rows = Rows(setup.tables.times[node], state, cond, None if scales is None else scales[node])
     return evaluate(setup.problem, rows, setup.max_rows)
 
 
@@ -173,8 +169,10 @@ def _argument(
     nodes = z.shape[1] - history
     if inputs is None:
         return z[:, history:]
-    terms = (inputs[:, :, p, None] * z[:, history - p : history - p + nodes] for p in range(history + 1))
-    return torch.stack(list(terms)).sum(0)
+    total = inputs[:, :, 0, None] * z[:, history:]
+    for p in range(1, history + 1):
+        total.addcmul_(inputs[:, :, p, None], z[:, history - p : history - p + nodes])
+    return total
 
 
 def _weights(
@@ -230,7 +228,8 @@ def _settled(
     window: Window,
     index: Int[Tensor, "batch nodes"],
     inside: Bool[Tensor, "batch nodes"],
-    residual: Float[Tensor, "batch nodes dims"],
+    mapped: Float[Tensor, "batch nodes dims"],
+    stale: Float[Tensor, "batch nodes dims"],
 ) -> Bool[Tensor, "batch nodes"] | None:
     """Say which states are accepted as they stand, if the tolerance looks at the residual and not at the change.
 
@@ -241,7 +240,7 @@ def _settled(
     if not isinstance(setup.tolerance, TotalVariation) or certifier is None:
         return None
     samples = send(window.samples, index)
-    square = residual.square().sum(2)
+    square = (mapped - stale).square().sum(2)
     share = (index + 1).to(square.dtype) / setup.plan.nodes
     spent = certifier.kl[samples, None] + certifier.divergence(index, square).cumsum(1)
     within = (spent <= setup.tolerance.budget * share) & _tested(setup, index, inside)

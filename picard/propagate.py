@@ -75,9 +75,9 @@ def correct(
         return mapped
     residual = mapped[:, :inner] - z[:, :inner]
     finite = torch.isfinite(residual.sum(-1, keepdim=True))
-    residual = torch.where(finite, residual, 0)  # a zero in the matrix must not meet an infinity
+    residual.masked_fill_(~finite, 0)  # a zero in the matrix must not meet an infinity
     answer = response(weights).tril(-1)[:, :, :inner]
-    return mapped + torch.bmm(answer, residual)
+    return torch.baddbmm(mapped, answer, residual)
 
 
 def hold(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ class Trajectory:
 
     Attributes:
         points: indices of the grid points asked for, ascending.
-        states: states at these and the last, or at every node, shape (kept, batch, *state).
+        states: states at these, the last and what else is kept, shape (kept, batch, *state).
         slots: where in `states` the points asked for are.
     """
 
@@ -30,13 +31,21 @@ class Trajectory:
         x0: Float[Tensor, "batch *state"],
         save: str | Sequence[int] | Tensor,
         *,
-        every_node: bool = False,
+        keep: Literal["points", "grid", "nodes"] = "points",
     ) -> None:
-        """Make room for what is to be saved, all holding the initial state."""
+        """Make room for what is to be saved, all holding the initial state.
+
+        Args:
+            plan: the plan.
+            x0: initial states.
+            save: the points asked for, see `check_save`.
+            keep: what else to keep: nothing, all grid points, or all nodes.
+        """
         self.points = check_save(save, plan.steps)
         nodes = plan.grid_nodes
         wanted = nodes[self.points].tolist()
-        kept = list(range(plan.nodes + 1)) if every_node else sorted({*wanted, plan.nodes})
+        more = {"points": [], "grid": nodes.tolist(), "nodes": range(plan.nodes)}[keep]
+        kept = sorted({*wanted, *more, plan.nodes})
         self.states = x0.expand(len(kept), *x0.shape).clone()
         self._slot = {node: slot for slot, node in enumerate(kept)}
         self.slots = [self._slot[node] for node in wanted]
