@@ -125,8 +125,8 @@ class _Implicit(torch.autograd.Function):
         noise = draw_everything(prepared, kept.shape[1]) if prepared.problem.noise_in_field else None
         field_at = FieldAtNodes(task.setup, noise, task.by.cond)
         points = check_save(task.save, plan.steps)
-        nodes = [] if by_ys is None else plan.grid_nodes[points].tolist()
-        direct = {node: by_ys[slot] for slot, node in enumerate(nodes)}
+        nodes = plan.grid_nodes[points].tolist()
+        direct = {} if by_ys is None else {node: by_ys[slot] for slot, node in enumerate(nodes)}
         last = [one for one in (by_final, direct.pop(plan.nodes, None)) if one is not None]
         start = sum(last, torch.zeros_like(kept[0])).to(prepared.wide)
         wanted = task.by.stand_ins if ctx.wants_inputs else []

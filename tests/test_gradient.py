@@ -122,14 +122,44 @@ def test_diffusion_gradients_with_guidance(method: Any) -> None:
     agree(problem, 20, method, [x, weight, label])
 
 
+@pytest.mark.parametrize("window", [1, 5, 64])
 @pytest.mark.parametrize("method", METHODS)
-def test_gradcheck(method: str) -> None:
-    net = Net()
+def test_gradcheck(method: str, window: int) -> None:
+    net = Net(2)
 
     def final(x0: Tensor) -> Tensor:
-        return picard.solve(picard.ODE(net, x0), times(8), method=method, window=5, tolerance=1e-13).final
+        return picard.solve(picard.ODE(net, x0), times(5), method=method, window=window, tolerance=1e-13).final
 
-    assert torch.autograd.gradcheck(final, (normal(2, 4).requires_grad_(),))
+    assert torch.autograd.gradcheck(final, (normal(2, 2).requires_grad_(),))
+
+
+@pytest.mark.parametrize("noise_type", ["diagonal", "general"])
+def test_gradcheck_of_an_sde(noise_type: Any) -> None:
+    def final(x0: Tensor, weight: Tensor) -> Tensor:
+        def diffusion(t: Tensor, x: Tensor) -> Tensor:
+            value = torch.sigmoid(x * weight[0])
+            return value if noise_type == "diagonal" else value[..., None].expand(*x.shape, 2)
+
+        noise = picard.Noise.from_seed(0)
+        problem = picard.SDE(lambda t, x: torch.tanh(x @ weight), diffusion, x0, noise=noise, noise_type=noise_type)
+        return picard.solve(problem, times(8), method="euler", window=5, tolerance=1e-13).final
+
+    assert torch.autograd.gradcheck(final, (normal(2, 2).requires_grad_(), normal(2, 2, seed=1).requires_grad_()))
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim", DPMSolver(order=2), "heun"], ids=str)
+def test_gradcheck_of_a_diffusion_model_with_guidance(method: Any) -> None:
+    guidance = picard.Guidance(2.0, {"c": torch.zeros(2, 2, dtype=torch.float64)}, rescale=0.3)
+
+    def final(x: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+        denoiser = picard.Denoiser(
+            lambda x, t, c: torch.tanh(x @ weight + c) * 0.3 + 0.1 * x, picard.Schedule.linear(), guidance=guidance
+        )
+        problem = picard.Diffusion(denoiser, x, noise=picard.Noise.from_seed(1), cond={"c": label})
+        return picard.solve(problem, 8, method=method, window=5, tolerance=1e-13).final
+
+    inputs = tuple(normal(2, 2, seed=seed).requires_grad_() for seed in range(3))
+    assert torch.autograd.gradcheck(final, inputs)
 
 
 def test_torch_func_grad_by_state_and_by_parameters() -> None:
@@ -178,9 +208,10 @@ def test_without_gradients_nothing_is_added() -> None:
     assert not frozen.final.requires_grad
 
 
-def test_the_backward_pass_is_parallel() -> None:
+@pytest.mark.parametrize(("method", "steps"), [("euler", 1000), ("rk4", 250)])
+def test_the_backward_pass_is_parallel(method: str, steps: int) -> None:
     net, x0 = Net(16, 32), normal(4, 16).requires_grad_()
-    solution = picard.solve(picard.ODE(net, x0), times(1000), method="euler", window=64, tolerance=1e-6)
+    solution = picard.solve(picard.ODE(net, x0), times(steps), method=method, window=64, tolerance=1e-6)
     net.calls = 0
     solution.final.square().sum().backward()
     gradient_calls = -(-1000 // 64)  # every node once more, a window a call, for the parameters
