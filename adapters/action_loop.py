@@ -12,9 +12,10 @@ from torch import Generator, Tensor
 
 from picard.errors import NotSupportedError
 from picard.noise import Noise
+from picard.plan import Plan
 from picard.rows import Rows
 
-from .diffusers import Scheduled, takes_generator, unwrap
+from .diffusers import Indexed, Scheduled, takes_generator, unwrap
 from .network import answered_by, call_padded
 from .probe import Options, advance, prepared_copy, sort_options, visited
 from .trace import Trace, trace_loop
@@ -90,16 +91,29 @@ def catch(owner: Any, network: str, loop: Callable[[], Any], named: Mapping[str,
 
 
 @dataclass(frozen=True, eq=False)
+class Ready:
+    """A plan as an integrator, made once and used at every call."""
+
+    source: Plan
+
+    def plan(self, points: Any) -> Plan:
+        """Return the plan."""
+        return self.source
+
+
+@dataclass(frozen=True, eq=False)
 class ActionLoop:
     """A policy's loop over its scheduler's timesteps, as a plan.
 
     Attributes:
         trace: the scheduler's loop.
         draws: whether the scheduler draws noise at every node.
+        method: the plan once more, checked, with the index of the node as time.
     """
 
     trace: Trace
     draws: tuple[bool, ...]
+    method: Ready
 
     @staticmethod
     def of(scheduler: Any, steps: int, options: Mapping[str, Any]) -> ActionLoop:
@@ -119,7 +133,8 @@ class ActionLoop:
             except TypeError as error:  # the policy's own loop will say the same
                 raise NotSupportedError(str(error)) from error
             trace = trace_loop(scheduler, steps, sorted_options)
-            return ActionLoop(trace, _draws(scheduler, trace, steps, sorted_options))
+            ready = Ready(Indexed(trace.plan_).plan(None))
+            return ActionLoop(trace, _draws(scheduler, trace, steps, sorted_options), ready)
 
     def noise(self, start: Start) -> list[Tensor | None]:
         """Draw the noise of every node, in the scheduler's order."""
@@ -154,7 +169,7 @@ class ActionLoop:
         free = x if mask is None else x.masked_fill(mask, 0)
         cond = {"args": start.args, "kwargs": start.kwargs, "mask": mask, "known": start.known}
         cond["sample"] = torch.arange(len(x), device=x.device)
-        return Actions(model, self.trace, free, noise=noise, cond=cond, counts=counts)
+        return Actions(model, self.trace, free, noise=noise, cond=cond, counts=counts, ready=self.method)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +180,12 @@ class Actions(Scheduled):
     there and stays so, since the start, the field and the noise are; the network sees the known ones in their place.
 
     Attributes:
+        ready: the loop's plan.
         counts: numbers of rows a call may have, ascending; any if empty.
         seen: where to note the data prediction last made at every node, shape (nodes, batch, *state), if anywhere.
     """
 
+    ready: Ready = field(kw_only=True)
     counts: tuple[int, ...] = field(default=(), kw_only=True)
     seen: Tensor | None = field(default=None, kw_only=True)
 

@@ -35,7 +35,8 @@ def check_loop(
         NotSupportedError: if they do not agree.
     """
     given = {key: value for key, value in named.items() if key != "step"} | dict(named["step"])
-    like = given.get(DATA, next(owner.parameters()))
+    known = given.get(DATA)
+    like = next(owner.parameters()) if known is None else known
     if isinstance(given.get(MASK), Tensor):  # whatever is known in this call, the projection is to be seen
         fixed, shape = torch.Generator().manual_seed(0), given[DATA].shape
         given[MASK] = (torch.rand(shape, generator=fixed) < 0.3).to(like.device)
@@ -59,7 +60,7 @@ def check_loop(
             random.restore()
             start = catch(owner, network, functools.partial(original, **given), given)
             problem = loop.problem(start, loop.noise(start), model)
-            solution = sequential(problem, loop.trace.plan_.nodes, method=problem.method)
+            solution = sequential(problem, loop.trace.plan_.nodes, method=loop.method)
             ours = projected(start, problem.unscaled(solution).final)
             missed = float((ours - right).abs().max() / right.abs().max().clamp_min(1))
             drawn = all(torch.equal(a, b) for a, b in zip(states, _states(given), strict=True))

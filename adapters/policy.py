@@ -119,7 +119,7 @@ class ParallelPolicy:
         solution = solve(
             problem,
             plan.nodes,
-            method=problem.method,
+            method=loop.method,
             window=options.window,
             max_rows=options.max_rows,
             tolerance=options.rule(plan, leading),

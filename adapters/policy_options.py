@@ -58,6 +58,12 @@ class PolicyOptions:
         if not self.fresh_noise and self.warm_start is None:
             msg = "fresh_noise=False uses the last plan's noise again, which needs warm_start: write warm_start='shift'"
             raise InvalidProblemError(msg)
+        if not self.fresh_noise and (self.certify or isinstance(self.tolerance, TotalVariation)):
+            msg = (
+                "a certificate needs noise that nothing before the plan depends on, and the last plan's noise is in "
+                "the guess and in the observation: write fresh_noise=True, or leave the certificate out"
+            )
+            raise InvalidProblemError(msg)
         resolve_linearization(self.linearization)
 
     @property

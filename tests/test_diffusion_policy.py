@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -37,9 +38,13 @@ CASES = (
 )
 
 
+def its(module: str) -> Any:
+    return import_module(f"diffusion_policy.{module}")
+
+
 def unet_lowdim(kind: str, levels: Any, steps: int) -> Any:
-    from diffusion_policy.model.diffusion.conditional_unet1d import ConditionalUnet1D
-    from diffusion_policy.policy.diffusion_unet_lowdim_policy import DiffusionUnetLowdimPolicy
+    ConditionalUnet1D = its("model.diffusion.conditional_unet1d").ConditionalUnet1D
+    DiffusionUnetLowdimPolicy = its("policy.diffusion_unet_lowdim_policy").DiffusionUnetLowdimPolicy
 
     known = kind == "inpainting"
     network = ConditionalUnet1D(
@@ -60,22 +65,22 @@ def unet_lowdim(kind: str, levels: Any, steps: int) -> Any:
 
 
 def transformer_lowdim(kind: str, levels: Any, steps: int) -> Any:
-    from diffusion_policy.model.diffusion.transformer_for_diffusion import TransformerForDiffusion
-    from diffusion_policy.policy.diffusion_transformer_lowdim_policy import DiffusionTransformerLowdimPolicy
+    TransformerForDiffusion = its("model.diffusion.transformer_for_diffusion").TransformerForDiffusion
+    module = its("policy.diffusion_transformer_lowdim_policy")
 
     channels, seen = ACTIONS + (0 if kind == "cond" else OBSERVED), OBSERVED if kind == "cond" else 0
     network = TransformerForDiffusion(
         channels, channels, HORIZON, SEEN, cond_dim=seen, n_layer=2, n_head=2, n_emb=32, causal_attn=True
     )
-    return DiffusionTransformerLowdimPolicy(
+    return module.DiffusionTransformerLowdimPolicy(
         network, levels, num_inference_steps=steps, obs_as_cond=kind == "cond", **LOW
     )
 
 
 def unet_image(kind: str, levels: Any, steps: int) -> Any:
     torchvision = pytest.importorskip("torchvision", reason="DiffusionPolicy's image policies need torchvision")
-    from diffusion_policy.model.vision.multi_image_obs_encoder import MultiImageObsEncoder
-    from diffusion_policy.policy.diffusion_unet_image_policy import DiffusionUnetImagePolicy
+    MultiImageObsEncoder = its("model.vision.multi_image_obs_encoder").MultiImageObsEncoder
+    DiffusionUnetImagePolicy = its("policy.diffusion_unet_image_policy").DiffusionUnetImagePolicy
 
     sight = torchvision.models.resnet18(weights=None)
     sight.fc = torch.nn.Linear(512, 8)
@@ -90,12 +95,12 @@ def hybrid(kind: str, levels: Any, steps: int) -> Any:
     pytest.importorskip("torchvision", reason="DiffusionPolicy's hybrid policies need torchvision")
     options = {"num_inference_steps": steps, "crop_shape": (40, 40), "obs_encoder_group_norm": True, **TASK}
     if kind == "global":
-        from diffusion_policy.policy.diffusion_unet_hybrid_image_policy import DiffusionUnetHybridImagePolicy
+        DiffusionUnetHybridImagePolicy = its("policy.diffusion_unet_hybrid_image_policy").DiffusionUnetHybridImagePolicy
 
         return DiffusionUnetHybridImagePolicy(META, levels, **options, **NET)
-    from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+    module = its("policy.diffusion_transformer_hybrid_image_policy")
 
-    return DiffusionTransformerHybridImagePolicy(META, levels, n_layer=2, n_head=2, n_emb=32, **options)
+    return module.DiffusionTransformerHybridImagePolicy(META, levels, n_layer=2, n_head=2, n_emb=32, **options)
 
 
 BUILDERS = {
@@ -110,16 +115,16 @@ BUILDERS = {
 @pytest.mark.parametrize(("levels", "prediction"), [("ddpm", "epsilon"), ("ddim", "epsilon"), ("ddpm", "sample")])
 @pytest.mark.parametrize("case", CASES)
 def test_the_real_policies_plan_the_same_actions(case: str, levels: str, prediction: str) -> None:
-    from diffusion_policy.model.common.normalizer import LinearNormalizer, SingleFieldLinearNormalizer
+    field = its("model.common.normalizer")
 
     torch.manual_seed(0)
     name, kind = case.split(" ", 1)
     steps = scheduler(levels, prediction)
     policy = BUILDERS[name](kind, steps, STEPS[levels])
     assert type(policy).__name__ == name
-    normalizer = LinearNormalizer()
+    normalizer = field.LinearNormalizer()
     for key in ("obs", "image", "place", "action"):
-        normalizer[key] = SingleFieldLinearNormalizer.create_identity()
+        normalizer[key] = field.SingleFieldLinearNormalizer.create_identity()
     policy.set_normalizer(normalizer)
     policy.eval()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from tests.real_policies import STEPS, compare, train
 
 pytest.importorskip("diffusers")
-real = pytest.importorskip("lerobot.policies.diffusion.modeling_diffusion", reason="LeRobot is not installed")
+lerobot = pytest.importorskip("lerobot.policies.diffusion.modeling_diffusion", reason="LeRobot is not installed")
 pytestmark = [pytest.mark.lerobot, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
 
 HORIZON, STATES, ACTIONS = 16, 3, 4
@@ -20,18 +21,18 @@ STATE, PLACE, IMAGE = "observation.state", "observation.environment_state", "obs
 
 
 def build(levels: str, prediction: str, *, images: bool, **more: Any) -> Any:
-    from lerobot.configs.types import FeatureType, PolicyFeature
-    from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+    types: Any = import_module("lerobot.configs.types")
+    configuration: Any = import_module("lerobot.policies.diffusion.configuration_diffusion")
 
     torch.manual_seed(0)
-    seen = {STATE: PolicyFeature(FeatureType.STATE, (STATES,))}
+    seen = {STATE: types.PolicyFeature(types.FeatureType.STATE, (STATES,))}
     if images:
-        seen[IMAGE] = PolicyFeature(FeatureType.VISUAL, (3, 48, 48))
+        seen[IMAGE] = types.PolicyFeature(types.FeatureType.VISUAL, (3, 48, 48))
     else:
-        seen[PLACE] = PolicyFeature(FeatureType.ENV, (2,))
-    config = DiffusionConfig(
+        seen[PLACE] = types.PolicyFeature(types.FeatureType.ENV, (2,))
+    config = configuration.DiffusionConfig(
         input_features=seen,
-        output_features={"action": PolicyFeature(FeatureType.ACTION, (ACTIONS,))},
+        output_features={"action": types.PolicyFeature(types.FeatureType.ACTION, (ACTIONS,))},
         noise_scheduler_type=levels.upper(),
         prediction_type=prediction,
         num_inference_steps=STEPS[levels],
@@ -43,7 +44,7 @@ def build(levels: str, prediction: str, *, images: bool, **more: Any) -> Any:
         device="cpu",
         **more,
     )
-    policy = real.DiffusionPolicy(config).eval()
+    policy = lerobot.DiffusionPolicy(config).eval()
     model = policy.diffusion
     cond = torch.randn(32, conditioned(policy, 1).shape[1])
     train(model.unet, model.noise_scheduler, (HORIZON, ACTIONS), lambda x, t: model.unet(x, t, global_cond=cond))
