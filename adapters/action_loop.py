@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -52,15 +53,20 @@ class Start:
     generator: Generator | list[Generator] | None
 
 
-def bind(original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Name the arguments of a call, defaults included; those of `**kwargs` under "step"."""
-    signature = inspect.signature(original)
-    bound = signature.bind(*args, **kwargs)
+def bind(method: Callable[..., Any], owner: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the arguments of a method's call, defaults included; those of `**kwargs` under "step"."""
+    signature = _signature(method)
+    bound = signature.bind(owner, *args, **kwargs)
     bound.apply_defaults()
-    named = dict(bound.arguments)
+    named = dict(list(bound.arguments.items())[1:])  # without `self`
     rest = [name for name, one in signature.parameters.items() if one.kind is inspect.Parameter.VAR_KEYWORD]
     named["step"] = named.pop(rest[0]) if rest else {}
     return named
+
+
+@functools.cache
+def _signature(method: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(method)
 
 
 def catch(owner: Any, network: str, loop: Callable[[], Any], named: Mapping[str, Any]) -> Start:

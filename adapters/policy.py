@@ -61,7 +61,7 @@ class ParallelPolicy:
         """Sample actions, as the policy's own `conditional_sample` does."""
         started = time.perf_counter()
         own = functools.partial(self.original.conditional_sample, owner)
-        named = bind(own, args, kwargs)
+        named = bind(self.original.conditional_sample, owner, args, kwargs)
         loop = None if self.options.mode == "replay" else self._find(owner, own, named)
         once = functools.partial(own, *args, **kwargs)
         if loop is None:
