@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +19,8 @@ from picard.sequential import sequential
 from picard.solution import Solution
 from picard.solve import solve
 
-from .probe import Options, advance, model_input, prepared_copy, sort_options, visited
+from .course import Course, sort_options, takes_generator
+from .probe import advance, model_input
 from .trace import Trace, trace_loop
 
 __all__ = ["sample", "trace"]
@@ -45,7 +45,7 @@ def trace(scheduler: Any, steps: int, *, scheduler_options: Mapping[str, Any] | 
         NotSupportedError: if the scheduler's loop has no such form; says why, and which setting causes it.
         TypeError: if an option is unknown.
     """
-    found = trace_loop(scheduler, steps, sort_options(scheduler, scheduler_options or {}))
+    found = trace_loop(Course.of(scheduler, steps, sort_options(scheduler, scheduler_options or {})))
     if not found.independent:
         msg = (
             f"{type(scheduler).__name__} lets one draw of noise enter several steps, which a plan cannot say: "
@@ -93,9 +93,9 @@ def sample(
     """
     check_callable("model", model)
     check_state("latents", latents)
-    options = sort_options(scheduler, scheduler_options or {})
-    found = trace_loop(scheduler, num_inference_steps, options)
-    noise = draw_noise(scheduler, found, latents, generator, num_inference_steps, options)
+    course = Course.of(scheduler, num_inference_steps, sort_options(scheduler, scheduler_options or {}))
+    found = trace_loop(course)
+    noise = draw_noise(course, found, latents, generator)
     problem = Scheduled(model, found, latents * found.init_noise_sigma, noise=noise, cond=check_cond(cond or {}))
     run = solve if parallel else sequential
     solution = run(problem, found.plan_.nodes, method=problem.method, **solve_options)
@@ -199,33 +199,26 @@ def unwrap(output: Any) -> Tensor:
 
 @torch.no_grad()
 def draw_noise(
-    scheduler: Any,
-    found: Trace,
-    latents: Tensor,
-    generator: torch.Generator | list[torch.Generator] | None,
-    steps: int,
-    options: Options,
+    course: Course, found: Trace, latents: Tensor, generator: torch.Generator | list[torch.Generator] | None
 ) -> Noise | None:
     """Draw the noise of every node as the scheduler's own loop would: by running a copy of it on zeros.
 
     Args:
-        scheduler: the scheduler.
+        course: the loop.
         found: its trace.
         latents: what the loop starts from; shape, dtype and device count.
         generator: as for `sample`; advanced exactly as by the sequential loop.
-        steps: number of inference steps.
-        options: the scheduler's extra arguments.
 
     Returns:
         The realization, or `None` for a deterministic loop.
     """
-    twin, plan = prepared_copy(scheduler, steps, options), found.plan_
-    step = dict(options.step) | ({"generator": generator} if takes_generator(twin) else {})
+    twin, plan = course.twin(), found.plan_
+    step = dict(course.step) | ({"generator": generator} if takes_generator(twin) else {})
     wide = torch.promote_types(latents.dtype, torch.float32)
     scale, c = found.scale.tolist(), plan.c.tolist()
     past = [torch.zeros_like(latents)]
     drawn = []
-    for node, t in enumerate(visited(twin)):
+    for node, t in enumerate(course.timesteps):
         x = past[-1]
         y = model_input(twin, x, t)
         m = -(found.u[node] / found.w[node]).to(x) * y  # so that the data prediction is zero
@@ -237,8 +230,3 @@ def draw_noise(
             forcing = forcing - a * past[-2 - p].to(wide) * scale[node - p]
         drawn.append(forcing / c[node] if c[node] else torch.zeros_like(forcing))
     return Noise.from_tensor(torch.stack(drawn)) if drawn else None
-
-
-def takes_generator(scheduler: Any) -> bool:
-    """Whether a scheduler's `step` has a generator."""
-    return "generator" in inspect.signature(scheduler.step).parameters

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .course import Course
 from .probe import probe_output
 
 
@@ -59,7 +60,7 @@ def hints_for(scheduler: Any, first: Any) -> tuple[Hints, int] | None:
         for name in ("_begin_index", "_step_index"):
             if hasattr(twin, name):
                 setattr(twin, name, None)
-        output = probe_output(twin, {})
+        output = probe_output(Course(twin, twin.timesteps, 0, {}))
         start = int((twin.timesteps == first).nonzero()[0])
     except Exception:  # noqa: BLE001  # whatever a scheduler does on probes, replay works without hints
         return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,60 +11,11 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from picard.errors import NotSupportedError, close_match
+from .course import Course
 
 Clip = Callable[[Tensor], Tensor]
 
 _NOTHING = 1e-12
-_SCHEDULER_STEP = {"model_output", "timestep", "sample", "return_dict"}
-
-
-@dataclass(frozen=True)
-class Options:
-    """A scheduler's extra arguments, sorted by the method they belong to."""
-
-    set_timesteps: Mapping[str, Any]
-    step: Mapping[str, Any]
-
-
-def sort_options(scheduler: Any, given: Mapping[str, Any]) -> Options:
-    """Sort extra arguments between `set_timesteps` and `step`, by their signatures.
-
-    Raises:
-        TypeError: if neither takes an argument of that name.
-        NotSupportedError: if the scheduler has no usual `step`.
-    """
-    name = type(scheduler).__name__
-    if not hasattr(scheduler, "step") or not hasattr(scheduler, "set_timesteps"):
-        msg = f"{name} has no `set_timesteps` and `step`, so its loop cannot be traced"
-        raise NotSupportedError(msg)
-    step = inspect.signature(scheduler.step).parameters
-    grid = inspect.signature(scheduler.set_timesteps).parameters
-    taken = {key: value for key, value in given.items() if key in grid}
-    passed = {key: value for key, value in given.items() if key in step and key not in grid}
-    for key in given.keys() - taken.keys() - passed.keys():
-        known = (set(grid) | set(step)) - _SCHEDULER_STEP
-        msg = f"{name} takes no option {key!r}: {close_match(key, known)}"
-        raise TypeError(msg)
-    needed = {
-        key for key, one in step.items() if one.default is inspect.Parameter.empty and one.kind < one.VAR_POSITIONAL
-    }
-    missing = needed - _SCHEDULER_STEP - passed.keys()
-    if missing or not _SCHEDULER_STEP - {"return_dict"} <= step.keys():
-        msg = (
-            f"{name}.step needs {sorted(missing)} from its own pipeline's loop, so it cannot be traced alone: "
-            "parallelize the pipeline, whose replay mode needs no trace"
-        )
-        raise NotSupportedError(msg)
-    return Options(taken, passed)
-
-
-def prepared_copy(scheduler: Any, steps: int, options: Options) -> Any:
-    """Copy a scheduler and set its timesteps; the original is left alone."""
-    twin = copy.deepcopy(scheduler)
-    own_grid = {"timesteps", "sigmas"} & options.set_timesteps.keys()
-    twin.set_timesteps(None if own_grid else steps, **options.set_timesteps)
-    return twin
 
 
 class Tap(TorchFunctionMode):
@@ -115,13 +64,6 @@ class Tap(TorchFunctionMode):
             scheduler.noise_sampler = self.draw
 
 
-def visited(scheduler: Any) -> Tensor:
-    """List the timesteps that the loop of the scheduler's pipelines visits."""
-    listed: Tensor = scheduler.timesteps
-    ends = scheduler.config.get("prediction_type") == "trigflow" or hasattr(scheduler, "_alpha_cumprod")
-    return listed[:-1] if ends else listed  # SCM and Wuerstchen list the end of the last step, too
-
-
 def model_input(scheduler: Any, x: Tensor, t: Tensor) -> Tensor:
     """Scale a state for the model, where the scheduler does."""
     return scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
@@ -160,8 +102,9 @@ class Output:
         return -self.u / self.w
 
 
-def probe_output(scheduler: Any, step: Mapping[str, Any]) -> Output:
-    """Find every node's input scale and data prediction. Uses up `scheduler`, a prepared copy."""
+def probe_output(course: Course) -> Output:
+    """Find every node's input scale and data prediction."""
+    scheduler = course.twin()
     x, m = torch.zeros(2, 1, 1, 1, 2, dtype=torch.float64).unbind(0)
     x, m = x.clone(), m.clone()
     x[..., 0], m[..., 1] = 1, 1
@@ -169,10 +112,10 @@ def probe_output(scheduler: Any, step: Mapping[str, Any]) -> Output:
     tap.attach(scheduler)
     rows, clips = [], []
     with torch.no_grad(), tap:
-        for node, t in enumerate(visited(scheduler)):
+        for node, t in enumerate(course.timesteps, course.start):
             scale = float(model_input(scheduler, x, t)[..., 0])
             alpha, sigma = _known_level(scheduler, node, t, scale)
-            _, data = advance(scheduler, m, t, x, step)
+            _, data = advance(scheduler, m, t, x, course.step)
             if tap.seen:
                 data, how = tap.seen.pop()
                 clips.append(how)

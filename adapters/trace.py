@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,8 @@ from picard.errors import NotSupportedError, PicardError
 from picard.grid import Levels, Times
 from picard.plan import Plan
 
-from .probe import Clip, Options, Output, Tap, advance, model_input, prepared_copy, probe_output, visited
+from .course import Course
+from .probe import Clip, Output, Tap, advance, model_input, probe_output
 
 _EXACT = 1e-8  # what a band may miss, relative to the row
 _ROUNDING = 1e-12  # what it misses at best: the rounding of float64
@@ -54,22 +54,23 @@ class Trace:
         return self.plan_
 
 
-def trace_loop(scheduler: Any, steps: int, options: Options) -> Trace:
+def trace_loop(course: Course) -> Trace:
     """Trace a scheduler's loop; see `picard.adapters.diffusers.trace`."""
-    _refuse(scheduler)
+    _refuse(course.scheduler)
     try:
-        return _trace(scheduler, steps, options)
+        return _trace(course)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, PicardError):
             raise
-        raise _not_affine(scheduler, f"its loop fails on probe values ({type(error).__name__}: {error})") from error
+        why = f"its loop fails on probe values ({type(error).__name__}: {error})"
+        raise _not_affine(course.scheduler, why) from error
 
 
-def _trace(scheduler: Any, steps: int, options: Options) -> Trace:
-    output = probe_output(prepared_copy(scheduler, steps, options), options.step)
-    twin = prepared_copy(scheduler, steps, options)
-    timesteps, init = visited(twin).clone(), float(getattr(twin, "init_noise_sigma", 1.0))
-    rows, shares = _rows(scheduler, twin, output, options.step)
+def _trace(course: Course) -> Trace:
+    scheduler, timesteps = course.scheduler, course.timesteps
+    output = probe_output(course)
+    init = float(getattr(scheduler, "init_noise_sigma", 1.0))
+    rows, shares = _rows(course, output)
     bands, independent = _bands(scheduler, rows, len(timesteps))
     plan = _plan(bands, output, timesteps)
     clip = output.clip if bool((shares[:, 1] != 0).any()) else None
@@ -87,14 +88,14 @@ def _refuse(scheduler: Any) -> None:
         raise NotSupportedError(msg)
 
 
-def _rows(scheduler: Any, twin: Any, output: Output, step: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def _rows(course: Course, output: Output) -> tuple[Tensor, Tensor]:
     """Run the loop on basis columns: start, one data prediction a node, one noise a draw.
 
     Returns:
         The state of every node in terms of the columns, shape (nodes + 1, 1 + nodes + draws), float64; and every node's
         shares of the plain and the clipped prediction in its column, shape (nodes, 2).
     """
-    nodes = len(output.u)
+    scheduler, twin, nodes = course.scheduler, course.twin(), len(output.u)
     columns = 1 + 4 * nodes  # start, predictions, clipped predictions, up to two draws a node
     shape = torch.Size([1, 1, 1, columns])
 
@@ -109,9 +110,9 @@ def _rows(scheduler: Any, twin: Any, output: Output, step: Mapping[str, Any]) ->
     x = unit(0)
     rows = [x.flatten() * output.scale[0]]
     with torch.no_grad(), tap:
-        for node, t in enumerate(visited(twin)):
+        for node, t in enumerate(course.timesteps):
             m = (unit(1 + node) - output.u[node] * model_input(twin, x, t)) / output.w[node]
-            x, _ = advance(twin, m, t, x, step)
+            x, _ = advance(twin, m, t, x, course.step)
             if tap.seen and not torch.allclose(tap.seen.pop()[0], unit(1 + node), atol=1e-6):
                 raise _not_affine(scheduler, "it clips something else than its data prediction")
             rows.append(x.flatten() * output.scale[node + 1])

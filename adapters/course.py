@@ -1,0 +1,132 @@
+"""Courses: a scheduler's loop about to be run, over which timesteps, from where, with which arguments."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from picard.errors import NotSupportedError, close_match
+
+_SCHEDULER_STEP = {"model_output", "timestep", "sample", "return_dict"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """A scheduler's extra arguments, sorted by the method they belong to."""
+
+    set_timesteps: Mapping[str, Any]
+    step: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """A scheduler's loop that has not begun.
+
+    Attributes:
+        scheduler: a scheduler with its timesteps set; only copies of it are run.
+        timesteps: what the loop visits, one model call each.
+        start: index of the first of them in the scheduler's own tables.
+        step: more arguments of its `step`.
+    """
+
+    scheduler: Any
+    timesteps: Tensor
+    start: int
+    step: Mapping[str, Any]
+
+    def twin(self) -> Any:
+        """Copy the scheduler, to be run."""
+        return copy.deepcopy(self.scheduler)
+
+    @staticmethod
+    def of(scheduler: Any, steps: int, options: Options) -> Course:
+        """Set the timesteps of a copy of a scheduler; the original is left alone.
+
+        Raises:
+            NotSupportedError: if the scheduler fails to.
+        """
+        twin = copy.deepcopy(scheduler)
+        own_grid = {"timesteps", "sigmas"} & options.set_timesteps.keys()
+        try:
+            twin.set_timesteps(None if own_grid else steps, **options.set_timesteps)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            msg = (
+                f"{type(scheduler).__name__} cannot be written as a plan here: its loop fails before it begins "
+                f"({type(error).__name__}: {error})"
+            )
+            raise NotSupportedError(msg) from error
+        return Course(twin, _visited(twin), 0, options.step)
+
+    @staticmethod
+    def running(scheduler: Any, first: Any, step: Mapping[str, Any]) -> Course:
+        """Copy a scheduler that is about to make its first step, to the CPU.
+
+        Args:
+            scheduler: the scheduler, its timesteps set; it is left alone.
+            first: the timestep of that step.
+            step: more arguments of its `step`.
+
+        Raises:
+            LookupError: if the scheduler does not list that timestep.
+        """
+        twin = copy.deepcopy(scheduler)
+        for name, value in vars(twin).items():
+            if isinstance(value, Tensor):
+                setattr(twin, name, value.cpu())
+        listed = _visited(twin)
+        places = (listed == first).nonzero()
+        if places.numel() == 0:
+            msg = f"{type(scheduler).__name__} does not list the timestep {first}"
+            raise LookupError(msg)
+        begin = vars(twin).get("_begin_index")
+        start = int(places[0]) if begin is None else int(begin)
+        return Course(twin, listed[start:], start, step)
+
+
+def sort_options(scheduler: Any, given: Mapping[str, Any]) -> Options:
+    """Sort extra arguments between `set_timesteps` and `step`, by their signatures.
+
+    Raises:
+        TypeError: if neither takes an argument of that name.
+        NotSupportedError: if the scheduler has no usual `step`.
+    """
+    name = type(scheduler).__name__
+    if not hasattr(scheduler, "step") or not hasattr(scheduler, "set_timesteps"):
+        msg = f"{name} has no `set_timesteps` and `step`, so its loop cannot be traced"
+        raise NotSupportedError(msg)
+    step = inspect.signature(scheduler.step).parameters
+    grid = inspect.signature(scheduler.set_timesteps).parameters
+    taken = {key: value for key, value in given.items() if key in grid}
+    passed = {key: value for key, value in given.items() if key in step and key not in grid}
+    for key in given.keys() - taken.keys() - passed.keys():
+        known = (set(grid) | set(step)) - _SCHEDULER_STEP
+        msg = f"{name} takes no option {key!r}: {close_match(key, known)}"
+        raise TypeError(msg)
+    needed = {
+        key for key, one in step.items() if one.default is inspect.Parameter.empty and one.kind < one.VAR_POSITIONAL
+    }
+    missing = needed - _SCHEDULER_STEP - passed.keys()
+    if missing or not _SCHEDULER_STEP - {"return_dict"} <= step.keys():
+        msg = (
+            f"{name}.step needs {sorted(missing)} from its own pipeline's loop, so it cannot be traced alone: "
+            "parallelize the pipeline, whose replay mode needs no trace"
+        )
+        raise NotSupportedError(msg)
+    return Options(taken, passed)
+
+
+def takes_generator(scheduler: Any) -> bool:
+    """Whether a scheduler's `step` has a generator."""
+    return "generator" in inspect.signature(scheduler.step).parameters
+
+
+def _visited(scheduler: Any) -> Tensor:
+    """List the timesteps that the loop of the scheduler's pipelines visits."""
+    listed: Tensor = scheduler.timesteps
+    ends = scheduler.config.get("prediction_type") == "trigflow" or hasattr(scheduler, "_alpha_cumprod")
+    return (listed[:-1] if ends else listed).clone()  # SCM and Wuerstchen list the end of the last step, too
