@@ -58,7 +58,7 @@ def record(module: int, phase: int, step: int, args: tuple[Any, ...], kwargs: Ma
     x = _get((args, kwargs), state).detach().clone()
     device = x.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    held_args, held_kwargs = _map_leaves((args, dict(kwargs)), lambda path, leaf: x if path == state else leaf)
+    held_args, held_kwargs = map_leaves((args, dict(kwargs)), lambda path, leaf: x if path == state else leaf)
     return Call(module, phase, step, held_args, held_kwargs, state, x, autocast)
 
 
@@ -126,36 +126,36 @@ def _evaluate(calls: list[Call], modules: Sequence[Callable[..., Any]]) -> list[
             own = isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == rows * len(calls)
             return leaf[i * rows : (i + 1) * rows].clone() if own else leaf
 
-        return _map_leaves(output, cut)
+        return map_leaves(output, cut)
 
     return [part(i) for i in range(len(calls))]
 
 
 def _merge(calls: list[Call]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Join the arguments of several calls, row after row; `None` if they do not fit together."""
-    leaves = [dict(_leaves((call.args, call.kwargs))) for call in calls]
+    given = [dict(leaves((call.args, call.kwargs))) for call in calls]
     rows, fits = calls[0].rows, True
 
     def join(path: Path, leaf: Any) -> Any:
         nonlocal fits
-        values = [one[path] for one in leaves]
-        if _is_time(path) and isinstance(leaf, (int, float)):
+        values = [one[path] for one in given]
+        if is_time(path) and isinstance(leaf, (int, float)):
             like = calls[0].x
             values = [torch.tensor(value, device=like.device) for value in values]
             leaf = values[0]
         if not isinstance(leaf, Tensor) or len(calls) == 1:
             return leaf
-        if _is_time(path) and leaf.numel() == 1:
+        if is_time(path) and leaf.numel() == 1:
             return torch.cat([value.reshape(1).expand(rows) for value in values])
         same = all(value is leaf for value in values)
-        if leaf.ndim and len(leaf) == rows and path[-1] not in _UNBATCHED and not _under_unbatched(path):
+        if has_rows(path, leaf, rows):
             if same and rows == 1:
                 return leaf.expand(len(calls), *leaf.shape[1:])  # no copy
             return torch.cat(values)
         fits = fits and (same or all(torch.equal(value, leaf) for value in values))
         return leaf
 
-    args, kwargs = _map_leaves((calls[0].args, dict(calls[0].kwargs)), join)
+    args, kwargs = map_leaves((calls[0].args, dict(calls[0].kwargs)), join)
     return (args, kwargs) if fits else None
 
 
@@ -165,7 +165,7 @@ def _signature(call: Call) -> Any:
     def sign(path: Path, leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             return leaf.dtype, tuple(leaf.shape), leaf.device
-        if _is_time(path) and isinstance(leaf, (int, float)):
+        if is_time(path) and isinstance(leaf, (int, float)):
             return type(leaf)
         try:
             hash(leaf)
@@ -176,16 +176,18 @@ def _signature(call: Call) -> Any:
     return (
         call.module,
         call.autocast,
-        tuple((path, sign(path, leaf)) for path, leaf in _leaves((call.args, call.kwargs))),
+        tuple((path, sign(path, leaf)) for path, leaf in leaves((call.args, call.kwargs))),
     )
 
 
-def _is_time(path: Path) -> bool:
+def is_time(path: Path) -> bool:
+    """Whether an argument is the model's time."""
     return path in ((0, 1), *((1, name) for name in _TIME))
 
 
-def _under_unbatched(path: Path) -> bool:
-    return any(part in _UNBATCHED for part in path)
+def has_rows(path: Path, leaf: Tensor, rows: int) -> bool:
+    """Whether an argument has one entry for every row of a call."""
+    return leaf.ndim > 0 and len(leaf) == rows and not any(part in _UNBATCHED for part in path)
 
 
 def _find_state(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Path:
@@ -206,23 +208,25 @@ def _get(tree: Any, path: Path) -> Any:
     return tree
 
 
-def _leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """List what is inside nested dicts, lists and tuples, with its place."""
     if isinstance(tree, Mapping):
         for name, value in tree.items():
-            yield from _leaves(value, (*path, name))
+            yield from leaves(value, (*path, name))
     elif isinstance(tree, (list, tuple)):
         for i, value in enumerate(tree):
-            yield from _leaves(value, (*path, i))
+            yield from leaves(value, (*path, i))
     else:
         yield path, tree
 
 
-def _map_leaves(tree: Any, apply: Callable[[Path, Any], Any], path: Path = ()) -> Any:
+def map_leaves(tree: Any, apply: Callable[[Path, Any], Any], path: Path = ()) -> Any:
+    """Apply a function to everything inside nested dicts, lists and tuples."""
     if isinstance(tree, Mapping):
-        items = {name: _map_leaves(value, apply, (*path, name)) for name, value in tree.items()}
+        items = {name: map_leaves(value, apply, (*path, name)) for name, value in tree.items()}
         return items if type(tree) is dict else type(tree)(**items)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_map_leaves(value, apply, (*path, i)) for i, value in enumerate(tree)))
+        return type(tree)(*(map_leaves(value, apply, (*path, i)) for i, value in enumerate(tree)))
     if isinstance(tree, (list, tuple)):
-        return type(tree)([_map_leaves(value, apply, (*path, i)) for i, value in enumerate(tree)])
+        return type(tree)([map_leaves(value, apply, (*path, i)) for i, value in enumerate(tree)])
     return apply(path, tree)

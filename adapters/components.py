@@ -3,37 +3,76 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
-from .levels import hints_for
-from .replay import Replay
 from .standin import Memo, stand_in
 
 
-def stand_ins(pipeline: Any, modules: dict[str, Any], replay: Replay, memo: Memo) -> dict[str, Any]:
+class Player(Protocol):
+    """Whoever answers for a pipeline's components during a pass.
+
+    Attributes:
+        index: denoiser calls answered in this pass.
+    """
+
+    index: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether every answer so far in this pass was the final one."""
+        ...
+
+    @property
+    def finishing(self) -> bool:
+        """Whether the result of this pass is the result."""
+        ...
+
+    def call(self, module: int, *args: Any, **kwargs: Any) -> Any:
+        """Answer a call of a denoiser."""
+        ...
+
+    def step(self, scheduler: Any, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Make a step of the scheduler."""
+        ...
+
+    def before_result(self) -> None:
+        """End the pass where nothing that comes is needed."""
+        ...
+
+
+@dataclass
+class Turn:
+    """Whose turn it is."""
+
+    player: Player
+
+
+def stand_ins(pipeline: Any, modules: dict[str, Any], turn: Turn, memo: Memo) -> dict[str, Any]:
     """Make stand-ins for the denoisers, the scheduler, the encoders and the decoder."""
+
+    def call(module: int, *args: Any, **kwargs: Any) -> Any:
+        return turn.player.call(module, *args, **kwargs)
+
     parts: dict[str, Any] = {
-        name: stand_in(module, __call__=functools.partial(replay.call, i))
-        for i, (name, module) in enumerate(modules.items())
+        name: stand_in(module, __call__=functools.partial(call, i)) for i, (name, module) in enumerate(modules.items())
     }
     scheduler = pipeline.scheduler
 
     def step(*args: Any, **kwargs: Any) -> Any:
-        if replay.hints is None and replay.steps == 0 and replay.stats.passes == 1:
-            replay.hints = hints_for(scheduler, kwargs.get("timestep", args[1] if len(args) > 1 else None))
-        result = type(scheduler).step(parts["scheduler"], *args, **kwargs)
-        replay.stepped()
-        return result
+        original = functools.partial(type(scheduler).step, parts["scheduler"])
+        return turn.player.step(scheduler, original, args, kwargs)
 
     parts["scheduler"] = stand_in(scheduler, step=step)
 
     def remembered(original: Any, *args: Any, **kwargs: Any) -> Any:
-        return original(*args, **kwargs) if replay.index else memo.call(original, *args, **kwargs)
+        return original(*args, **kwargs) if turn.player.index else memo.call(original, *args, **kwargs)
 
     def decode(original: Any, *args: Any, **kwargs: Any) -> Any:
-        replay.before_result()
+        turn.player.before_result()
         return original(*args, **kwargs)
 
     for name, part in pipeline.components.items():

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from picard.errors import InvalidProblemError, NotSupportedError, close_match
 
-from .components import stand_ins
+from .components import Turn, stand_ins
+from .course import Course
+from .guidance import Unplanned
+from .planned import Planned, count
 from .progress import Bars
-from .replay import Replay
+from .replay import Ended, Replay
+from .scout import Scout, Turned
 from .standin import Memo, RandomState, replaced
 from .stats import Stats
+from .trace import Trace, trace_loop
 
-Mode = Literal["auto", "replay"]
+logger = logging.getLogger("picard")
+Mode = Literal["auto", "plan", "replay"]
 _DENOISERS = ("unet", "transformer", "transformer_2")
 _OTHERS = ("prior", "decoder")  # of pipelines that have none of the above
 
@@ -52,13 +62,14 @@ class Parallel:
         self.original, self.options, self.denoisers = original, options, denoisers
         self.stats: Stats | None = None
         self._unchecked = True
-        self._replay: Replay | None = None
+        self._turn: Turn | None = None
+        self._traced: tuple[Any, Trace] | None = None
         self._bars: Bars | None = None
 
     @property
     def final(self) -> bool:
         """Whether the pass that now runs is the last one: a callback that should act once can ask."""
-        return self._replay is None or self._replay.finishing
+        return self._turn is None or self._turn.player.finishing
 
     def run(self, pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the pipeline."""
@@ -75,8 +86,9 @@ class Parallel:
         replay = Replay(list(modules.values()), options.window, options.tolerance, options.max_rows)
         replay.unchecked = self._unchecked
         memo, random = Memo(), RandomState((args, kwargs))
-        bars = Bars(functools.partial(self.original.progress_bar, pipeline), lambda: replay.exact)
-        self._replay, self._bars = replay, bars
+        turn = Turn(replay)
+        bars = Bars(functools.partial(self.original.progress_bar, pipeline), lambda: turn.player.exact)
+        self._turn, self._bars = turn, bars
 
         def once() -> Any:
             random.restore()
@@ -85,13 +97,56 @@ class Parallel:
             return self.original.__call__(pipeline, *args, **kwargs)
 
         try:
-            with replaced(pipeline, stand_ins(pipeline, modules, replay, memo)):
+            with replaced(pipeline, stand_ins(pipeline, modules, turn, memo)):
+                if options.mode != "replay":
+                    self._plan(turn, replay, once, bars)
                 result = replay.run(once)
             self.stats, self._unchecked = replay.stats, replay.unchecked
         finally:
             bars.close()
-            self._replay = self._bars = None
+            self._turn = self._bars = None
         return result
+
+    def _plan(self, turn: Turn, replay: Replay, once: Callable[[], Any], bars: Bars) -> None:
+        """Look at the pipeline's loop in one pass and solve it; what no plan can say is left to replay."""
+        options, scout = self.options, Scout(replay.modules, self.options.max_rows, self._trace)
+        turn.player = scout
+        replay.stats.passes += 1
+        try:
+            with contextlib.suppress(Ended):
+                once()
+            planned = Planned(replay.modules, scout)
+            check = replay.check if replay.unchecked else None
+            solution, belief = planned.solve(options, check, lambda info: bars.show(min(info.converged) / info.steps))
+        except (Turned, Unplanned) as why:
+            if options.mode == "plan":
+                msg = f"this call does not run on a plan: {why}; write mode='auto', which replays it then"
+                raise NotSupportedError(msg) from why
+            replay.stats.reason = str(why)
+            logger.info("replayed, not planned: %s", why)
+            if scout.first is not None:
+                replay.start_from(*scout.first)
+        else:
+            replay.start_from(*planned.first)
+            replay.believe(belief)
+            count(replay.stats, planned, solution)
+        finally:
+            turn.player = replay
+
+    def _trace(self, course: Course) -> Trace:
+        """Trace a scheduler's loop, unless the last call had the same one."""
+        sigmas = vars(course.scheduler).get("sigmas")
+        key = (
+            type(course.scheduler),
+            str(course.scheduler.config),
+            course.timesteps.tolist(),
+            course.start,
+            dict(course.step),
+            sigmas.tolist() if isinstance(sigmas, Tensor) else None,
+        )
+        if self._traced is None or self._traced[0] != key:
+            self._traced = key, trace_loop(course)
+        return self._traced[1]
 
     def progress_bar(self, pipeline: Any, iterable: Any, total: int | None) -> Any:
         """Give a pipeline its progress bar."""

@@ -8,7 +8,7 @@ from picard.errors import InvalidProblemError, close_match, describe
 
 from .pipeline import Mode, Options, change
 
-_MODES = ("auto", "replay")
+_MODES = ("auto", "plan", "replay")
 _WINDOW = 64
 
 
@@ -33,8 +33,10 @@ def parallelize(
         tolerance: largest relative error (root mean square over a row) of a denoiser output that counts as right; 0
             asks for the sequential result up to rounding.
         max_rows: rows one evaluation of the denoiser may hold; guidance counts two rows a sample.
-        mode: `"replay"` runs the pipeline's own loop again and again until every output is right; `"auto"` chooses the
-            best way there is, which today is replay.
+        mode: `"plan"` solves the loop by its scheduler's plan, without the pipeline's Python in every round, and
+            refuses a call that does something no plan can say; `"replay"` runs the pipeline's own loop again and again
+            until every output is right, whatever it does; `"auto"` takes the plan where it applies, else replay, and
+            `stats.mode` and `stats.reason` say which and why.
         denoiser: name of the component to evaluate in parallel, if it is not found by itself.
 
     Returns:

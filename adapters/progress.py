@@ -19,6 +19,7 @@ class Bars:
         self._make, self.exact = make, exact
         self._shown: list[Any] = []
         self._done: list[int] = []
+        self._totals: list[int] = []
         self._next = 0
 
     def rewind(self) -> None:
@@ -30,9 +31,16 @@ class Bars:
         i, self._next = self._next, self._next + 1
         listed = None if iterable is None else list(iterable)
         if i == len(self._shown):
-            self._shown.append(self._make(total=len(listed) if listed is not None else total))
+            total = len(listed) if listed is not None else total
+            self._shown.append(self._make(total=total))
             self._done.append(0)
+            self._totals.append(total or 0)
         return Bar(self, i, listed)
+
+    def show(self, share: float) -> None:
+        """Show that a share of the last bar's steps is through."""
+        if self._shown:
+            self.advance(len(self._shown) - 1, int(share * self._totals[-1]))
 
     def advance(self, i: int, count: int) -> None:
         """Show that a bar has come to a number of steps."""

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from picard.errors import NotSupportedError
 
+from .belief import Belief
 from .calls import Call, evaluate, main_tensor, record, with_main_tensor
-from .levels import Hints
+from .levels import Hints, hints_for
 from .secant import ULPS, Node, error_of, learn, overlap
 from .stats import Stats
 
@@ -55,10 +56,13 @@ class Replay:
         self.total: int | None = None
         self.steps = self.index = 0
         self.stats = Stats("replay", window=window)
+        self._started = time.perf_counter()
         self._known: dict[int, Node] = {}
         self._pass: dict[int, tuple[Call, Tensor]] = {}
         self._phase = 0
+        self._hinted = False
         self._first: tuple[Call, Any] | None = None
+        self._belief: Belief | None = None
         self._last: dict[tuple[int, int], tuple[Call, Any]] = {}
 
     @property
@@ -73,7 +77,6 @@ class Replay:
 
     def run(self, once: Callable[[], Any]) -> Any:
         """Run passes until one has only final outputs, and return its result."""
-        started = time.perf_counter()
         while True:
             self.steps = self.index = self._phase = 0
             self._pass, self._last = {}, {}
@@ -85,17 +88,20 @@ class Replay:
                 stop = caught
             if stop is None or isinstance(stop, Ended):
                 self.total = self.index
-            if stop is None and not self._pass:
+            if stop is None and not self._pass and not self._mistaken():
                 self.stats.sequential_evaluations = self.index
-                self.stats.seconds = time.perf_counter() - started
+                self.stats.seconds = time.perf_counter() - self._started
                 return result
-            self._round()
+            if self._pass:
+                self._round()
 
     def call(self, module: int, *args: Any, **kwargs: Any) -> Any:
         """Answer a denoiser call of the pipeline."""
         i = self.index
         if i < len(self.final):
             output = self.final[i]
+            if self._belief is not None:
+                self._belief.meet(i, record(module, self._phase, self.steps, args, kwargs))
             if i + _RECENT >= len(self.final):  # the window's first guesses start from it
                 self._last[module, self._phase] = (record(module, self._phase, self.steps, args, kwargs), output)
             return self._answer(with_main_tensor(output, main_tensor(output).clone()))  # pipelines may write into it
@@ -116,15 +122,41 @@ class Replay:
         self._last[module, call.phase] = (call, output)
         return self._answer(output)
 
-    def stepped(self) -> None:
-        """Take note that the scheduler has made a step."""
+    def step(self, scheduler: Any, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Make a step of the scheduler; the first one of all tells what its levels say."""
+        if not self._hinted:
+            self._hinted = True
+            self.hints = hints_for(scheduler, kwargs.get("timestep", args[1] if len(args) > 1 else None))
+        result = original(*args, **kwargs)
         self.steps += 1
         self._phase = 0
+        return result
 
     def before_result(self) -> None:
         """Stop here unless all outputs were final: what follows the loop is needed once."""
-        if self._pass:
+        if self._pass or self._mistaken():
             raise Ended
+
+    def start_from(self, call: Call, output: Any) -> None:
+        """Take over the first call's output, evaluated elsewhere."""
+        self.final, self._first = [output], (call, output)
+        self.stats.rounds, self.stats.rows, self.stats.evaluations = 1, call.rows, call.rows
+
+    def believe(self, belief: Belief) -> None:
+        """Take all outputs from elsewhere, unless the next pass shows that they belong to other states."""
+        self.final, self.total, self._belief = belief.outputs, len(belief.outputs), belief
+
+    def _mistaken(self) -> bool:
+        """Whether the pass has shown that outputs taken from elsewhere do not belong to its calls."""
+        belief, self._belief = self._belief, None
+        wrong = None if belief is None else belief.first_mistake()
+        if wrong is None:
+            return False
+        self.final = self.final[:wrong]
+        self.stats.mode = "replay"
+        self.stats.reason = f"the pipeline's state at denoiser call {wrong} is not the plan's"
+        logger.warning("%s: it is replayed from there on", self.stats.reason)
+        return True
 
     def _answer(self, output: Any) -> Any:
         self.index += 1
@@ -163,7 +195,7 @@ class Replay:
         calls = [self._pass[i][0] for i in indices]
         if self.unchecked and self._first is not None and len(calls) > 1:
             again, *outputs = self._evaluate([self._first[0], *calls])
-            self._check(again, self._first[1])
+            self.check(again, self._first[1])
         else:
             outputs = self._evaluate(calls)
         errors = [error_of(self._pass[i][1], main_tensor(new)) for i, new in zip(indices, outputs, strict=True)]
@@ -188,7 +220,7 @@ class Replay:
             known[i].errors.append(error)
         self._known = known
 
-    def _check(self, batched: Any, alone: Any) -> None:
+    def check(self, batched: Any, alone: Any) -> None:
         """Check that a row of a batch comes out as in a call of its own: the merged arguments were understood."""
         error = float(error_of(main_tensor(batched), main_tensor(alone)))
         if error > _MERGED:

@@ -10,7 +10,8 @@ class Stats:
     """What the last call of a parallel pipeline cost.
 
     Attributes:
-        mode: how it ran.
+        mode: how it ran, `"plan"` or `"replay"`.
+        reason: why not on a plan; empty if it was, or was not to be.
         rounds: batched evaluations of the denoiser one after the other.
         evaluations: rows evaluated; guidance counts two rows a sample.
         sequential_evaluations: denoiser calls the sequential pipeline makes one after the other.
@@ -23,6 +24,7 @@ class Stats:
     """
 
     mode: str = "replay"
+    reason: str = ""
     rounds: int = 0
     evaluations: int = 0
     sequential_evaluations: int = 0

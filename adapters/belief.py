@@ -1,0 +1,39 @@
+"""Beliefs: denoiser outputs found by a plan, until the pipeline's own states confirm them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .calls import Call
+from .secant import error_of
+
+logger = logging.getLogger("picard")
+
+
+class Belief:
+    """All outputs of a pipeline's denoiser calls, with the noisy states they were evaluated at.
+
+    Args:
+        outputs: of every call.
+        inputs: the states, by call; of leading rows and channels where the rest is the same.
+        limit: how far the pipeline's state may be from these, relative to it.
+    """
+
+    def __init__(self, outputs: list[Any], inputs: list[Tensor], limit: float) -> None:
+        self.outputs, self._inputs, self._limit = outputs, inputs, limit
+        self._missed: list[Tensor] = []
+
+    def meet(self, i: int, call: Call) -> None:
+        """Take note of the state that the pipeline gives its call number i."""
+        there = self._inputs[i]
+        self._missed.append(error_of(call.x[tuple(slice(size) for size in there.shape)], there))
+
+    def first_mistake(self) -> int | None:
+        """Find the first call whose state was another one; waits for the device once."""
+        missed = torch.stack(self._missed).tolist()
+        logger.debug("the plan's outputs were evaluated within %.1e of the pipeline's states", max(missed))
+        return next((i for i, error in enumerate(missed) if not error <= self._limit), None)

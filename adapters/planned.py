@@ -1,0 +1,164 @@
+"""Planned: a pipeline's loop on its scheduler's plan, solved by the core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from picard.plan import Plan
+from picard.progress import RoundInfo
+from picard.solution import Solution, Status
+from picard.solve import solve
+from picard.tolerance import Candidates, Tolerance
+
+from .belief import Belief
+from .calls import evaluate, main_tensor, with_main_tensor
+from .diffusers import Indexed
+from .guidance import Unplanned
+from .scout import Scout, blocks
+from .stats import Stats
+
+_NOISE = 32  # units in the last place that a change may keep because the model rounds
+_PATIENCE = 6  # rounds after which it may
+_LIMIT = 1e-3  # how far the pipeline's states may be from the plan's; outputs of the wrong loop are much farther
+
+
+@dataclass(frozen=True)
+class OutputError(Tolerance):
+    """Accept changes that move a denoiser's output by no more than a share of it.
+
+    An output is the difference of state and data prediction over the noise level, so that a change of the state by
+    `relative` times the level moves it by about `relative`. Where a state keeps changing by rounding alone, that is
+    accepted, too.
+
+    Attributes:
+        relative: the share.
+    """
+
+    relative: float
+
+    def bound(self, candidates: Candidates) -> Tensor:
+        """Return the share of the noise level, or of the state where that is unknown."""
+        size, level = candidates.size, candidates.yardstick
+        bound = self.relative * (size if level is None else torch.minimum(level, size))
+        rounding = _NOISE * torch.finfo(size.dtype).eps * size
+        return torch.where(candidates.age >= _PATIENCE, torch.maximum(bound, rounding), bound)
+
+
+class Planned:
+    """A recognised pipeline: its denoiser and guidance as the model of a problem.
+
+    Args:
+        modules: the denoisers.
+        scout: what the scout has seen.
+
+    Raises:
+        Unplanned: if the scout has seen something that no plan can say.
+    """
+
+    def __init__(self, modules: list[Any], scout: Scout) -> None:
+        noise = scout.noise()
+        if scout.problem is None or scout.first is None:
+            msg = "its scheduler makes no step"
+            raise Unplanned(msg)
+        self._modules, self._phases, self.first = modules, scout.phases, scout.first
+        self._guidance = scout.measured.guidance()
+        for phase in self._phases:
+            phase.freeze()
+        self.nodes, self._samples = scout.problem.trace.plan_.nodes, len(scout.problem.start)
+        order = torch.arange(self.nodes, dtype=torch.int64)
+        self._problem = replace(
+            scout.problem,
+            model=self._model,
+            trace=replace(scout.problem.trace, timesteps=order),
+            noise=noise,
+            cond={"sample": torch.arange(self._samples, device=scout.problem.start.device)},
+        )
+        start = self._problem.x0
+        self._inputs = start.new_zeros(self.nodes, *start.shape)
+        self._outputs: list[Tensor] = []
+
+    @property
+    def rows(self) -> int:
+        """Rows of the denoiser for one state of all samples."""
+        return sum(phase.call.rows for phase in self._phases)
+
+    def solve(
+        self, options: Any, check: Callable[[Any, Any], None] | None, watch: Callable[[RoundInfo], None]
+    ) -> tuple[Solution, Belief]:
+        """Solve the loop.
+
+        Args:
+            options: window, tolerance and rows; see `Options`.
+            check: compares the first call's output in a batch with that alone, if it is still to be.
+            watch: sees every round.
+
+        Returns:
+            The solution, and the outputs of all denoiser calls.
+
+        Raises:
+            Unplanned: if the denoiser returns a non-finite value.
+        """
+        self._check = check
+        each = self.rows // self._samples
+        with torch.no_grad():
+            solution = solve(
+                self._problem,
+                self.nodes,
+                method=Leveled(self._problem.trace.plan_),
+                window=options.window,
+                max_rows=None if options.max_rows is None else max(1, options.max_rows // each),
+                tolerance=OutputError(options.tolerance),
+                callback=watch,
+                throw=False,
+            )
+        if any(status is not Status.CONVERGED for status in solution.status):
+            msg = "the denoiser returns a value that is not finite"
+            raise Unplanned(msg)
+        outputs, inputs = [], []
+        for node in range(self.nodes):
+            for phase, values in zip(self._phases, self._outputs, strict=True):
+                outputs.append(with_main_tensor(self.first[1], values[node]))
+                inputs.append(self._inputs[node].to(phase.call.x.dtype))
+        return solution, Belief(outputs, inputs, max(_LIMIT, 100 * options.tolerance))
+
+    def _model(self, x: Tensor, node: Tensor, *, sample: Tensor) -> Tensor:
+        """Evaluate denoiser and guidance at rows of states, and keep the outputs for the pipeline."""
+        found = evaluate(self._modules, [phase.rows(x, node, sample) for phase in self._phases], None)
+        values = [main_tensor(output) for output in found]
+        if not self._outputs:
+            sizes = [
+                (self.nodes, phase.call.rows, *one.shape[1:]) for phase, one in zip(self._phases, values, strict=True)
+            ]
+            self._outputs = [one.new_zeros(size) for size, one in zip(sizes, values, strict=True)]
+        parts = []
+        for phase, kept, value in zip(self._phases, self._outputs, values, strict=True):
+            place = torch.cat([sample + j * self._samples for j in range(phase.copies)])
+            kept[node.repeat(phase.copies), place] = value
+            parts += blocks(value, x)
+        self._inputs[node, sample] = x.to(self._inputs)
+        if self._check is not None:
+            self._check(self._outputs[0][0], main_tensor(self.first[1]))
+            self._check = None
+        return self._guidance.combine(parts, node)
+
+
+class Leveled(Indexed):
+    """A plan whose changes are measured against the noise level."""
+
+    def plan(self, points: Any) -> Plan:
+        """Return the plan."""
+        plan = super().plan(points)
+        return replace(plan, yardstick=None if plan.scales is None else plan.scales[:, 1].contiguous())
+
+
+def count(stats: Stats, planned: Planned, solution: Solution) -> None:
+    """Add what a solve cost to the statistics of a call."""
+    stats.mode = "plan"
+    stats.rounds += solution.stats.rounds
+    stats.evaluations += solution.stats.evaluations * (planned.rows // len(solution.status))
+    stats.residual = float(solution.residual.max())
