@@ -23,17 +23,16 @@ from .scout import Scout, blocks
 from .stats import Stats
 
 _NOISE = 32  # units in the last place that a change may keep because the model rounds
+_SHARE = 1 / 8  # outputs are those before a state's last change: so plan and replay err alike (measured on digits)
 _PATIENCE = 6  # rounds after which it may
 _LIMIT = 1e-3  # how far the pipeline's states may be from the plan's; outputs of the wrong loop are much farther
 
 
 @dataclass(frozen=True)
 class OutputError(Tolerance):
-    """Accept changes that move a denoiser's output by no more than a share of it.
+    """Accept changes well below what an error of a share of the denoiser's output makes of a state in one step.
 
-    An output is the difference of state and data prediction over the noise level, so that a change of the state by
-    `relative` times the level moves it by about `relative`. Where a state keeps changing by rounding alone, that is
-    accepted, too.
+    The output's size is taken as one. Where a state keeps changing by rounding alone, that is accepted, too.
 
     Attributes:
         relative: the share.
@@ -42,9 +41,9 @@ class OutputError(Tolerance):
     relative: float
 
     def bound(self, candidates: Candidates) -> Tensor:
-        """Return the share of the noise level, or of the state where that is unknown."""
-        size, level = candidates.size, candidates.yardstick
-        bound = self.relative * (size if level is None else torch.minimum(level, size))
+        """Return the share of the yardstick, which is what a step makes of an output of size one."""
+        size, effect = candidates.size, candidates.yardstick
+        bound = _SHARE * self.relative * (size if effect is None else effect)
         rounding = _NOISE * torch.finfo(size.dtype).eps * size
         return torch.where(candidates.age >= _PATIENCE, torch.maximum(bound, rounding), bound)
 
@@ -109,7 +108,7 @@ class Planned:
             solution = solve(
                 self._problem,
                 self.nodes,
-                method=Leveled(self._problem.trace.plan_),
+                method=Weighed(self._problem.trace.plan_, self._problem.trace.w),
                 window=options.window,
                 max_rows=None if options.max_rows is None else max(1, options.max_rows // each),
                 tolerance=OutputError(options.tolerance),
@@ -147,13 +146,21 @@ class Planned:
         return self._guidance.combine(parts, node)
 
 
-class Leveled(Indexed):
-    """A plan whose changes are measured against the noise level."""
+@dataclass(frozen=True, eq=False)
+class Weighed(Indexed):
+    """A plan whose changes are measured against what a step makes of the denoiser's output.
+
+    Attributes:
+        w: weight of the output in the data prediction, by node.
+    """
+
+    w: Tensor
 
     def plan(self, points: Any) -> Plan:
         """Return the plan."""
         plan = super().plan(points)
-        return replace(plan, yardstick=None if plan.scales is None else plan.scales[:, 1].contiguous())
+        effect = (plan.b.abs().amax(1) * self.w.abs())[:-1]
+        return replace(plan, yardstick=torch.cat([effect[:1], effect]))
 
 
 def count(stats: Stats, planned: Planned, solution: Solution) -> None:
