@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from .standin import Memo, stand_in
 
 
+@runtime_checkable
 class Player(Protocol):
     """Whoever answers for a pipeline's components during a pass.
 

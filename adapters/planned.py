@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,7 @@ from .belief import Belief
 from .calls import evaluate, main_tensor, with_main_tensor
 from .diffusers import Indexed
 from .guidance import Unplanned
-from .scout import Scout, blocks
+from .scout import Scout
 from .stats import Stats
 
 _NOISE = 32  # units in the last place that a change may keep because the model rounds
@@ -55,6 +56,12 @@ class Planned:
         modules: the denoisers.
         scout: what the scout has seen.
 
+    Attributes:
+        nodes: nodes of the plan.
+        first: the first call and its output.
+        evaluations: rows evaluated.
+        spared: rounds that needed no evaluation, since the scout had made it.
+
     Raises:
         Unplanned: if the scout has seen something that no plan can say.
     """
@@ -79,7 +86,8 @@ class Planned:
         )
         start = self._problem.x0
         self._inputs = start.new_zeros(self.nodes, *start.shape)
-        self._outputs: list[Tensor] = []
+        self._outputs: list[Tensor] = []  # by phase: (nodes, copies, samples, ...)
+        self.evaluations = self.spared = 0
 
     @property
     def rows(self) -> int:
@@ -102,15 +110,15 @@ class Planned:
         Raises:
             Unplanned: if the denoiser returns a non-finite value.
         """
-        self._check = check
-        each = self.rows // self._samples
+        self._check, each = check, self.rows // self._samples
+        self._most = sys.maxsize if options.max_rows is None else max(1, options.max_rows // each)
         with torch.no_grad():
             solution = solve(
                 self._problem,
                 self.nodes,
                 method=Weighed(self._problem.trace.plan_, self._problem.trace.w),
                 window=options.window,
-                max_rows=None if options.max_rows is None else max(1, options.max_rows // each),
+                max_rows=self._most,
                 tolerance=OutputError(options.tolerance),
                 callback=watch,
                 throw=False,
@@ -121,28 +129,38 @@ class Planned:
         outputs, inputs = [], []
         for node in range(self.nodes):
             for phase, values in zip(self._phases, self._outputs, strict=True):
-                outputs.append(with_main_tensor(self.first[1], values[node]))
+                outputs.append(with_main_tensor(self.first[1], values[node].flatten(0, 1)))
                 inputs.append(self._inputs[node].to(phase.call.x.dtype))
-        return solution, Belief(outputs, inputs, max(_LIMIT, 100 * options.tolerance))
+        eps = torch.finfo(self.first[0].x.dtype).eps
+        return solution, Belief(outputs, inputs, 10 * options.tolerance + max(_LIMIT, 16 * eps))
 
     def _model(self, x: Tensor, node: Tensor, *, sample: Tensor) -> Tensor:
         """Evaluate denoiser and guidance at rows of states, and keep the outputs for the pipeline."""
-        found = evaluate(self._modules, [phase.rows(x, node, sample) for phase in self._phases], None)
-        values = [main_tensor(output) for output in found]
-        if not self._outputs:
-            sizes = [
-                (self.nodes, phase.call.rows, *one.shape[1:]) for phase, one in zip(self._phases, values, strict=True)
-            ]
-            self._outputs = [one.new_zeros(size) for size, one in zip(sizes, values, strict=True)]
-        parts = []
-        for phase, kept, value in zip(self._phases, self._outputs, values, strict=True):
-            place = torch.cat([sample + j * self._samples for j in range(phase.copies)])
-            kept[node.repeat(phase.copies), place] = value
-            parts += blocks(value, x)
-        self._inputs[node, sample] = x.to(self._inputs)
-        if self._check is not None:
-            self._check(self._outputs[0][0], main_tensor(self.first[1]))
+        first, rows = main_tensor(self.first[1]), len(x)
+        check = self._check if self._outputs and rows + self._samples <= self._most else None
+        if check is not None:  # the first call's rows ride along with others
+            everyone = torch.arange(self._samples, device=x.device)
+            x, node = torch.cat([x, self._problem.x0.to(x)]), torch.cat([node, torch.zeros_like(everyone)])
+            sample = torch.cat([sample, everyone])
+        calls = [phase.rows(x, node, sample) for phase in self._phases]
+        known = [] if self._outputs or rows != self._samples else [self.first[1]]  # the first round is the first call
+        self.spared += len(known) == len(calls)
+        self.evaluations += sum(call.rows for call in calls[len(known) :])
+        found = [*known, *evaluate(self._modules, calls[len(known) :], None)]
+        values = [
+            main_tensor(one).unflatten(0, (phase.copies, -1)) for phase, one in zip(self._phases, found, strict=True)
+        ]
+        if check is not None:
+            check(values[0][:, rows:].flatten(0, 1), first)
             self._check = None
+            x, node, sample = x[:rows], node[:rows], sample[:rows]
+            values = [value[:, :rows] for value in values]
+        if not self._outputs:
+            self._outputs = [one.new_zeros(self.nodes, len(one), self._samples, *one.shape[2:]) for one in values]
+        for kept, value in zip(self._outputs, values, strict=True):
+            kept[node, :, sample] = value.transpose(0, 1)
+        self._inputs[node, sample] = x.to(self._inputs)
+        parts = [part[:, : x.shape[1]] for value in values for part in value.unbind(0)]
         return self._guidance.combine(parts, node)
 
 
@@ -166,6 +184,6 @@ class Weighed(Indexed):
 def count(stats: Stats, planned: Planned, solution: Solution) -> None:
     """Add what a solve cost to the statistics of a call."""
     stats.mode = "plan"
-    stats.rounds += solution.stats.rounds
-    stats.evaluations += solution.stats.evaluations * (planned.rows // len(solution.status))
+    stats.rounds += solution.stats.rounds - planned.spared
+    stats.evaluations += planned.evaluations
     stats.residual = float(solution.residual.max())

@@ -76,7 +76,7 @@ class Scout:
         if self.first is None:
             self.first = (call, evaluate(self._modules, [call], self._max_rows)[0])
             self._generator = torch.Generator(call.x.device).manual_seed(0)
-        known = main_tensor(self.first[1])
+        known = torch.nan_to_num(main_tensor(self.first[1]), posinf=0.0, neginf=0.0)
         loud = _LOUD * known.float().square().mean().sqrt().clamp_min(1e-3)
         noise = torch.randn(
             (call.rows, *known.shape[1:]), generator=self._generator, device=known.device, dtype=torch.float32
@@ -186,7 +186,7 @@ class Scout:
         if not outputs or any(one.ndim != m.ndim or one.shape[2:] != m.shape[2:] for one in outputs):
             msg = "the prediction has another shape than the denoiser's output"
             raise Unplanned(msg)
-        self.measured.add([part for one in outputs for part in blocks(one, m)], m)
+        self.measured.add([part for one in outputs for part in _blocks(one, m)], m)
 
     def _compare(self, x: Tensor, m: Tensor, result: Tensor) -> None:
         """Compare a step with the plan's; where that adds noise, the difference is the noise."""
@@ -208,10 +208,11 @@ class Scout:
         if bool((plan.c != 0).any()):
             self._noise.append(rest / scale if scale else torch.zeros_like(rest))
         if not scale:
-            size = sum(term.abs().amax() for term in terms)
+            terms.append(float(plan.b[node].abs().sum() * found.u[node].abs()) * z)  # what a small D was rounded from
+            size = torch.stack(terms).abs().amax()
             self._missed.append(rest.abs().amax() / (size * torch.finfo(m.dtype).eps))
 
 
-def blocks(output: Tensor, like: Tensor) -> list[Tensor]:
+def _blocks(output: Tensor, like: Tensor) -> list[Tensor]:
     """Cut an output into blocks of rows, each shaped as a prediction; channels beyond it are dropped."""
     return list(output[:, : like.shape[1]].unflatten(0, (-1, len(like))).unbind(0))

@@ -312,3 +312,26 @@ def wan(scheduler: Any) -> Any:
     return diffusers.WanPipeline(
         transformer=transformer, scheduler=scheduler, vae=video, text_encoder=t5(), tokenizer=Words()
     )
+
+
+def controlnet() -> Any:
+    """Build a ControlNet for the UNet of Stable Diffusion, whose zero layers are not zero."""
+    from diffusers import ControlNetModel
+
+    network = build(
+        4,
+        ControlNetModel,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        in_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        conditioning_embedding_out_channels=(8, 8),
+    )
+    torch.manual_seed(5)
+    for block in [network.controlnet_mid_block, *network.controlnet_down_blocks]:
+        torch.nn.init.normal_(block.weight, std=0.1)
+    torch.nn.init.normal_(network.controlnet_cond_embedding.conv_out.weight, std=0.3)
+    return network

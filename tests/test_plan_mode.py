@@ -1,0 +1,239 @@
+"""Plan mode: a pipeline's loop on its scheduler's plan gives what replay and the sequential pipeline give."""
+
+# torchdiffeq, torchsde and diffusers carry no or loose types, from which pyright infers unions:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportReturnType=false
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from picard import NotSupportedError
+from picard.adapters import parallelize, restore
+from tests.pipeline_cases import CASES, REPLAYED, STEPS, call, pair
+
+library = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+guidance: Any = import_module("picard.adapters.guidance")
+planned: Any = import_module("picard.adapters.planned")
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in REPLAYED])
+def test_plan_equals_the_sequential_pipeline(name: str) -> None:
+    pipe, given = pair(name)
+    expected, states = call(pipe, given)
+    found, after = call(parallelize(pipe, window=8, mode="plan"), given)
+    stats = pipe.picard.stats
+    assert (stats.mode, stats.reason) == ("plan", "")
+    assert stats.passes == 2  # the pipeline's Python runs twice, however many rounds there are
+    assert float(np.abs(found - expected).max()) <= 1e-4
+    assert all(torch.equal(one, other) for one, other in zip(states, after, strict=True))
+    calls = stats.sequential_evaluations
+    assert stats.rounds <= calls
+    assert stats.evaluations >= calls * stats.rows - stats.rows
+
+
+@pytest.mark.parametrize("name", ["sd-ddim-eta", "sd-unipc", "sdxl", "flux-true-cfg", "dit"])
+def test_plan_equals_replay_to_rounding_at_zero_tolerance(name: str) -> None:
+    pipe, given = pair(name)
+    found, expected = (
+        call(parallelize(pipe, window=6, tolerance=0.0, mode=mode), given, output_type="latent")[0]
+        for mode in ("plan", "replay")
+    )
+    assert float(np.abs(found - expected).max()) <= 2e-5 * float(np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", REPLAYED)
+def test_what_no_plan_can_say_is_replayed_with_a_reason(name: str) -> None:
+    pipe, given = pair(name)
+    expected, states = call(pipe, given)
+    found, after = call(parallelize(pipe, window=8), given)
+    assert pipe.picard.stats.mode == "replay"
+    assert REPLAYED[name] in pipe.picard.stats.reason
+    assert float(np.abs(found - expected).max()) <= 1 / 255
+    assert all(torch.equal(one, other) for one, other in zip(states, after, strict=True))
+    parallelize(pipe, mode="plan")
+    with pytest.raises(NotSupportedError, match="mode='auto'") as caught:
+        call(pipe, given)
+    assert REPLAYED[name] in str(caught.value)
+    assert type(restore(pipe).unet).__call__ is torch.nn.Module.__call__
+
+
+def test_guidance_that_changes_on_the_way_stays_on_the_plan() -> None:
+    pipe, given = pair("sd-ddim")
+
+    def callback(pipeline: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        pipeline._guidance_scale = 60.0 if step >= 5 else 7.5
+        return values
+
+    more = {"callback_on_step_end": callback, "output_type": "latent"}
+    expected, _ = call(pipe, given, **more)
+    usual, _ = call(pipe, given, output_type="latent")
+    found, _ = call(parallelize(pipe, mode="plan"), given, **more)
+    size = float(np.abs(expected).max())
+    assert float(np.abs(usual - expected).max()) > 1e-3 * size
+    assert float(np.abs(found - expected).max()) <= 2e-5 * size
+
+
+def test_a_callback_that_changes_the_state_is_replayed() -> None:
+    pipe, given = pair("sd-ddim")
+
+    def callback(pipeline: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": values["latents"] * 0.9} if step == 7 else values
+
+    expected, _ = call(pipe, given, callback_on_step_end=callback)
+    found, _ = call(parallelize(pipe), given, callback_on_step_end=callback)
+    assert "callback" in pipe.picard.stats.reason
+    assert float(np.abs(found - expected).max()) <= 1e-4
+    call(pipe, given)
+    assert (pipe.picard.stats.mode, pipe.picard.stats.reason) == ("plan", "")
+
+
+@pytest.mark.parametrize("wrong", [0.999, 0.5])
+def test_a_plan_of_the_wrong_loop_is_found_out_and_replayed(wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, given = pair("sd-ddim")
+    expected, states = call(pipe, given)
+    right = guidance.Measurement.guidance
+
+    def mistaken(measured: Any) -> Any:
+        found = right(measured)
+        return guidance.Guidance(torch.stack([found.weights[:, 0], wrong * found.weights[:, 1]], 1))
+
+    monkeypatch.setattr(guidance.Measurement, "guidance", mistaken)
+    found, after = call(parallelize(pipe), given)
+    assert pipe.picard.stats.mode == "replay"
+    assert "is not the plan's" in pipe.picard.stats.reason
+    assert float(np.abs(found - expected).max()) <= 1e-3
+    assert all(torch.equal(one, other) for one, other in zip(states, after, strict=True))
+
+
+def test_a_step_that_is_not_affine_is_replayed() -> None:
+    pipe, given = pair("sd-no-guidance")
+
+    class Bent(library.DDIMScheduler):  # type: ignore[misc, name-defined]  # Diffusers is Any to type checkers
+        def step(
+            self,
+            model_output: Any,
+            timestep: Any,
+            sample: Any,
+            eta: float = 0.0,
+            generator: Any = None,
+            return_dict: bool = True,
+        ) -> Any:
+            return super().step(
+                model_output.tanh(), timestep, sample, eta, generator=generator, return_dict=return_dict
+            )
+
+    pipe.scheduler = Bent.from_config(pipe.scheduler.config)
+    expected, _ = call(pipe, given)
+    found, _ = call(parallelize(pipe), given)
+    assert pipe.picard.stats.mode == "replay"
+    assert "not what its trace says" in pipe.picard.stats.reason
+    assert float(np.abs(found - expected).max()) <= 1 / 255
+
+
+def measured(make: Any, samples: int = 2, steps: int = 3) -> Any:
+    one = guidance.Measurement()
+    for _ in range(steps):
+        parts = [torch.randn(samples, 4, 8, 8) for _ in range(2)]
+        one.add(parts, make(*parts))
+    return one.guidance()
+
+
+def test_guidance_is_measured() -> None:
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+    plain = measured(lambda none, text: none + 7.5 * (text - none))
+    torch.testing.assert_close(plain.weights, torch.tensor([[-6.5, 7.5]]).double().expand(3, -1), rtol=0, atol=1e-5)
+    assert plain.rescale == 0
+
+    def rescaled(none: Any, text: Any) -> Any:
+        return rescale_noise_cfg(none + 5 * (text - none), text, guidance_rescale=0.7)
+
+    for samples in (1, 3):
+        found = measured(rescaled, samples)
+        assert found.rescale == pytest.approx(0.7, abs=1e-4)
+        parts = [torch.randn(4, 4, 8, 8) for _ in range(2)]
+        torch.testing.assert_close(
+            found.combine(parts, torch.tensor([0, 2, 1, 0])), rescaled(*parts), rtol=1e-4, atol=1e-4
+        )
+    for bent, why in (
+        (lambda none, text: text.tanh(), "not a weighted sum"),
+        (lambda none, text: text * text.abs().amax((1, 2, 3), keepdim=True), "neither a weighted sum"),
+        (lambda none, text: text * torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1), "neither a weighted sum"),
+        (lambda none, text: none + torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1) * (text - none), "the same for all"),
+    ):
+        with pytest.raises(guidance.Unplanned, match=why):
+            measured(bent)
+
+
+def test_max_rows_hold_in_every_evaluation() -> None:
+    pipe, given = pair("sd-ddim")
+    expected, _ = call(pipe, given)
+    rows: list[int] = []
+    pipe.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    found, _ = call(parallelize(pipe, mode="plan", max_rows=10), given)
+    assert max(rows) <= 10
+    assert sum(rows) == pipe.picard.stats.evaluations
+    assert float(np.abs(found - expected).max()) <= 1e-4
+
+
+def test_other_steps_and_schedulers_are_traced_anew() -> None:
+    pipe, given = pair("sd-ddim")
+    for steps in (STEPS, 9, STEPS):
+        restore(pipe)
+        expected, _ = call(pipe, given, num_inference_steps=steps)
+        found, _ = call(parallelize(pipe, mode="plan"), given, num_inference_steps=steps)
+        assert float(np.abs(found - expected).max()) <= 1e-4
+    parallelize(pipe, mode="plan")
+    call(pipe, given)
+    pipe.scheduler = library.DDIMScheduler.from_config(pipe.scheduler.config, beta_schedule="linear")
+    found, _ = call(pipe, given)
+    expected, _ = call(restore(pipe), given)
+    assert float(np.abs(found - expected).max()) <= 1e-4
+
+
+def test_a_denoiser_that_returns_nan_gives_the_sequential_nan() -> None:
+    pipe, given = pair("ddpm")
+
+    def nan(module: Any, args: Any, out: Any) -> Any:
+        return type(out)(sample=out.sample * float("nan"))
+
+    pipe.unet.register_forward_hook(nan)
+    found, _ = call(parallelize(pipe, window=4), given, num_inference_steps=5)
+    assert pipe.picard.stats.mode == "replay"
+    assert "finite" in pipe.picard.stats.reason
+    assert found.shape == (2, 8, 8, 3)
+
+
+@pytest.fixture
+def digits(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "digits"))
+    yield import_module("pipeline")
+    for name in ("pipeline", "model"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("DPMSolverMultistep", 50), ("DDPM", 60)])
+def test_plan_and_replay_are_equally_accurate_on_a_trained_network(digits: Any, name: str, steps: int) -> None:
+    pipe = digits.DigitsPipeline(digits.load(), getattr(library, f"{name}Scheduler")())
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw() -> Any:
+        return pipe([3, 8], steps, generator=torch.Generator().manual_seed(1)).images
+
+    expected, rounds = draw(), {}
+    for mode in ("replay", "plan"):
+        found = draw() if parallelize(pipe, mode=mode) else None
+        rounds[mode] = pipe.picard.stats.rounds
+        assert pipe.picard.stats.mode == mode
+        assert float(np.abs(found - expected).max()) <= 1e-3
+        restore(pipe)
+    assert rounds["plan"] <= rounds["replay"] + 3 <= steps / 2
