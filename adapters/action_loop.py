@@ -16,9 +16,10 @@ from picard.noise import Noise
 from picard.plan import Plan
 from picard.rows import Rows
 
-from .diffusers import Indexed, Scheduled, takes_generator, unwrap
+from .course import Course, sort_options, takes_generator
+from .diffusers import Indexed, Scheduled, unwrap
 from .network import answered_by, call_padded
-from .probe import Options, advance, prepared_copy, sort_options, visited
+from .probe import advance
 from .trace import Trace, trace_loop
 
 DATA, MASK, GENERATOR = "condition_data", "condition_mask", "generator"
@@ -135,12 +136,11 @@ class ActionLoop:
         """
         with torch.inference_mode(mode=False), torch.no_grad():
             try:
-                sorted_options = sort_options(scheduler, options)
+                course = Course.of(scheduler, steps, sort_options(scheduler, options))
             except TypeError as error:  # the policy's own loop will say the same
                 raise NotSupportedError(str(error)) from error
-            trace = trace_loop(scheduler, steps, sorted_options)
-            ready = Ready(Indexed(trace.plan_).plan(None))
-            return ActionLoop(trace, _draws(scheduler, trace, steps, sorted_options), ready)
+            trace = trace_loop(course)
+            return ActionLoop(trace, _draws(course, trace), Ready(Indexed(trace.plan_).plan(None)))
 
     def noise(self, start: Start) -> list[Tensor | None]:
         """Draw the noise of every node, in the scheduler's order."""
@@ -219,17 +219,17 @@ def projected(start: Start, free: Tensor) -> Tensor:
     return free if start.mask is None or start.known is None else torch.where(start.mask, start.known, free)
 
 
-def _draws(scheduler: Any, trace: Trace, steps: int, options: Options) -> tuple[bool, ...]:
+def _draws(course: Course, trace: Trace) -> tuple[bool, ...]:
     """Find the nodes at which a scheduler draws noise, by running a copy of it."""
     generator = torch.Generator().manual_seed(0)
-    twin = prepared_copy(scheduler, steps, options)
-    step = dict(options.step) | ({GENERATOR: generator} if takes_generator(twin) else {})
+    twin = course.twin()
+    step = dict(course.step) | ({GENERATOR: generator} if takes_generator(twin) else {})
     x, found = torch.zeros(1, 2, 2), []
-    for t in visited(twin):
+    for t in course.timesteps:
         before = generator.get_state()
         x = advance(twin, torch.zeros_like(x), t, x, step)[0]
         found.append(not torch.equal(before, generator.get_state()))
     if trace.plan_.nodes != len(found) or not trace.independent:
-        msg = f"{type(scheduler).__name__} draws noise that enters several steps: use mode='replay'"
+        msg = f"{type(twin).__name__} draws noise that enters several steps: use mode='replay'"
         raise NotSupportedError(msg)
     return tuple(found)

@@ -55,8 +55,7 @@ class Replay:
         self.unchecked = True
         self.total: int | None = None
         self.steps = self.index = 0
-        self.stats = Stats("replay", window=window)
-        self._started = time.perf_counter()
+        self.stats, self._started = Stats("replay", window=window), time.perf_counter()
         self._known: dict[int, Node] = {}
         self._pass: dict[int, tuple[Call, Tensor]] = {}
         self._phase = 0
@@ -128,9 +127,13 @@ class Replay:
             self._hinted = True
             self.hints = hints_for(scheduler, kwargs.get("timestep", args[1] if len(args) > 1 else None))
         result = original(*args, **kwargs)
+        self.stepped()
+        return result
+
+    def stepped(self) -> None:
+        """Take note that the scheduler has made a step."""
         self.steps += 1
         self._phase = 0
-        return result
 
     def before_result(self) -> None:
         """Stop here unless all outputs were final: what follows the loop is needed once."""
@@ -139,8 +142,8 @@ class Replay:
 
     def start_from(self, call: Call, output: Any) -> None:
         """Take over the first call's output, evaluated elsewhere."""
-        self.final, self._first = [output], (call, output)
-        self.stats.rounds, self.stats.rows, self.stats.evaluations = 1, call.rows, call.rows
+        self.final, self._first, self.stats.rounds = [output], (call, output), 1
+        self.stats.rows = self.stats.evaluations = call.rows
 
     def believe(self, belief: Belief) -> None:
         """Take all outputs from elsewhere, unless the next pass shows that they belong to other states."""
@@ -148,13 +151,12 @@ class Replay:
 
     def _mistaken(self) -> bool:
         """Whether the pass has shown that outputs taken from elsewhere do not belong to its calls."""
-        belief, self._belief = self._belief, None
-        wrong = None if belief is None else belief.first_mistake()
+        wrong = None if self._belief is None else self._belief.first_mistake()
+        self._belief = None
         if wrong is None:
             return False
         self.final = self.final[:wrong]
-        self.stats.mode = "replay"
-        self.stats.reason = f"the pipeline's state at denoiser call {wrong} is not the plan's"
+        self.stats.mode, self.stats.reason = "replay", f"the state at denoiser call {wrong} is not the plan's"
         logger.warning("%s: it is replayed from there on", self.stats.reason)
         return True
 

@@ -11,7 +11,6 @@ class Stats:
 
     Attributes:
         mode: how it ran, `"plan"` or `"replay"`.
-        reason: why not on a plan; empty if it was, or was not to be.
         rounds: batched evaluations of the denoiser one after the other.
         evaluations: rows evaluated; guidance counts two rows a sample.
         sequential_evaluations: denoiser calls the sequential pipeline makes one after the other.
@@ -21,10 +20,10 @@ class Stats:
         stalled: whether the tolerance was below the rounding noise of the model, so that refining stopped there.
         residual: largest relative error of an output that was accepted.
         seconds: wall-clock time.
+        reason: why not on a plan; empty if it was, or was not to be.
     """
 
     mode: str = "replay"
-    reason: str = ""
     rounds: int = 0
     evaluations: int = 0
     sequential_evaluations: int = 0
@@ -34,6 +33,7 @@ class Stats:
     stalled: bool = False
     residual: float = 0.0
     seconds: float = 0.0
+    reason: str = ""
 
     @property
     def speedup_bound(self) -> float:

@@ -1,0 +1,126 @@
+"""What users add to their pipelines: LoRA, ControlNet, compiled denoisers, offloading."""
+
+# torchdiffeq, torchsde and diffusers carry no or loose types, from which pyright infers unions:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportReturnType=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from picard.adapters import parallelize, restore
+from tests.pipeline_cases import call, pair
+
+pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+MODES = ("plan", "replay")
+
+
+def agree(pipe: Any, given: dict[str, Any], **more: Any) -> np.ndarray[Any, Any]:
+    """Check that both ways give the sequential images, twice; return these."""
+    expected, _ = call(pipe, given, **more)
+    for mode in MODES:
+        parallelize(pipe, window=8, mode=mode)
+        for _ in range(2):
+            found, _ = call(pipe, given, **more)
+            assert pipe.picard.stats.mode == mode
+            assert float(np.abs(found - expected).max()) <= 1e-4
+        restore(pipe)
+    return expected
+
+
+def test_lora() -> None:
+    peft = pytest.importorskip("peft")
+    pipe, given = pair("sd-ddim")
+    plain, _ = call(pipe, given)
+    config = peft.LoraConfig(
+        r=2, lora_alpha=8, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False
+    )
+    pipe.unet.add_adapter(config, adapter_name="style")
+    pipe.unet.requires_grad_(False)
+    adapted = agree(pipe, given)
+    assert float(np.abs(adapted - plain).max()) > 1e-5
+    weak = agree(pipe, given, cross_attention_kwargs={"scale": 0.3})
+    assert float(np.abs(weak - adapted).max()) > 1e-6
+    parallelize(pipe)
+    pipe.unet.disable_adapters()
+    found, _ = call(pipe, given)
+    assert float(np.abs(found - plain).max()) <= 1e-4  # switched off while parallel: the next call notices
+
+
+def test_controlnet_runs_inside_the_passes() -> None:
+    pipe, given = pair("sd-controlnet")
+    expected, _ = call(pipe, given)
+    weaker, _ = call(pipe, given, controlnet_conditioning_scale=0.0)
+    assert float(np.abs(weaker - expected).max()) > 1e-4
+    calls: list[int] = []
+    pipe.controlnet.register_forward_pre_hook(lambda *_: calls.append(1))
+    found, _ = call(parallelize(pipe, window=8), given)
+    assert float(np.abs(found - expected).max()) <= 1e-4
+    assert len(calls) > pipe.picard.stats.sequential_evaluations  # the page says that the gain is small
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_denoiser(in_place: bool) -> None:
+    pipe, given = pair("sd-no-guidance")
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    if in_place:
+        pipe.unet.compile(backend=backend, dynamic=True)
+    else:
+        pipe.unet = torch.compile(pipe.unet, backend=backend, dynamic=True)
+    agree(pipe, given, num_inference_steps=6)
+    assert graphs
+    torch._dynamo.reset()
+
+
+def test_a_denoiser_with_compiled_blocks() -> None:
+    pipe, given = pair("dit")
+    compiled: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    for block in pipe.transformer.transformer_blocks:
+        block.ff.compile(backend=backend, dynamic=True)
+    agree(pipe, given, num_inference_steps=6)
+    assert compiled
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("layer_by_layer", [False, True])
+def test_offloading(layer_by_layer: bool) -> None:
+    """Hooks move the components; without an accelerator they move them from the CPU to the CPU, but they run."""
+    accelerate = pytest.importorskip("accelerate")
+    pipe, given = pair("sd-ddim")
+    plain, _ = call(pipe, given)
+    if layer_by_layer:  # what enable_sequential_cpu_offload does to every component
+        accelerate.cpu_offload(pipe.unet, torch.device("cpu"))
+    else:
+        pipe.enable_model_cpu_offload(device="cpu")
+
+    def moved() -> bool:
+        away = {parameter.device.type for parameter in pipe.unet.parameters()} == {"meta"}
+        return away if layer_by_layer else hasattr(pipe.unet, "_hf_hook")
+
+    assert moved()
+    expected = agree(pipe, given)
+    assert float(np.abs(expected - plain).max()) <= 1e-5
+    assert moved()
+    call(parallelize(pipe), given)
+    accelerate.hooks.remove_hook_from_module(restore(pipe).unet, recurse=True)
+    again, _ = call(pipe, given)
+    assert float(np.abs(again - plain).max()) <= 1e-5
