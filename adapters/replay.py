@@ -208,8 +208,7 @@ class Replay:
                 break
             accepted += 1
             self.final.append(output)
-            history = self._known[i].errors if i in self._known else []
-            right = self._right(error, history, main_tensor(output).dtype)
+            right = self._right(error, self._known[i].errors if i in self._known else [], main_tensor(output).dtype)
             if right:
                 self.stats.residual = max(self.stats.residual, error)
         logger.debug("round %d: %d rows, %d calls accepted", self.stats.rounds, sum(c.rows for c in calls), accepted)
