@@ -122,13 +122,12 @@ def test_diffusion_gradients_with_guidance(method: Any) -> None:
     agree(problem, 20, method, [x, weight, label])
 
 
-@pytest.mark.parametrize("window", [1, 5, 64])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "window"), [*((method, 5) for method in METHODS), ("midpoint", 1), ("rk4", 64)])
 def test_gradcheck(method: str, window: int) -> None:
     net = Net(2)
 
     def final(x0: Tensor) -> Tensor:
-        return picard.solve(picard.ODE(net, x0), times(5), method=method, window=window, tolerance=1e-13).final
+        return picard.solve(picard.ODE(net, x0), times(4), method=method, window=window, tolerance=1e-13).final
 
     assert torch.autograd.gradcheck(final, (normal(2, 2).requires_grad_(),))
 
@@ -142,7 +141,7 @@ def test_gradcheck_of_an_sde(noise_type: Any) -> None:
 
         noise = picard.Noise.from_seed(0)
         problem = picard.SDE(lambda t, x: torch.tanh(x @ weight), diffusion, x0, noise=noise, noise_type=noise_type)
-        return picard.solve(problem, times(8), method="euler", window=5, tolerance=1e-13).final
+        return picard.solve(problem, times(5), method="euler", window=3, tolerance=1e-13).final
 
     assert torch.autograd.gradcheck(final, (normal(2, 2).requires_grad_(), normal(2, 2, seed=1).requires_grad_()))
 
@@ -156,7 +155,7 @@ def test_gradcheck_of_a_diffusion_model_with_guidance(method: Any) -> None:
             lambda x, t, c: torch.tanh(x @ weight + c) * 0.3 + 0.1 * x, picard.Schedule.linear(), guidance=guidance
         )
         problem = picard.Diffusion(denoiser, x, noise=picard.Noise.from_seed(1), cond={"c": label})
-        return picard.solve(problem, 8, method=method, window=5, tolerance=1e-13).final
+        return picard.solve(problem, 5, method=method, window=3, tolerance=1e-13).final
 
     inputs = tuple(normal(2, 2, seed=seed).requires_grad_() for seed in range(3))
     assert torch.autograd.gradcheck(final, inputs)
