@@ -21,7 +21,9 @@ METHODS: Mapping[str, dict[str, Any] | None] = {
     "default, window 40": {"window": 40},
     "warm start": {"window": 20, **_EXECUTED},
     "warm start, window 40": {"window": 40, **_EXECUTED},
+    "FixedRounds(2)": {"window": 20, "tolerance": picard.FixedRounds(2)},
     "FixedRounds(2), window 34": {"window": 34, "tolerance": picard.FixedRounds(2)},
+    "FixedRounds(3), window 50": {"window": 50, "tolerance": picard.FixedRounds(3)},
 }
 """Options of `parallelize` by method; `None` is the policy's own loop. The preset and the default have a tau of 0.1."""
 
