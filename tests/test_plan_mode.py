@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -237,3 +238,24 @@ def test_plan_and_replay_are_equally_accurate_on_a_trained_network(digits: Any, 
         assert float(np.abs(found - expected).max()) <= 1e-3
         restore(pipe)
     assert rounds["plan"] <= rounds["replay"] + 3 <= steps / 2
+
+
+def table() -> str:
+    """Describe every pipeline that the tests run in a row of a table."""
+    lines = ["| case | pipeline | scheduler | runs |", "|---|---|---|---|"]
+    for name in CASES:
+        pipe = CASES[name][0]()
+        how = f"replay: {REPLAYED[name]}" if name in REPLAYED else "plan, replay"
+        lines.append(f"| {name} | `{type(pipe).__name__}` | `{type(pipe.scheduler).__name__}` | {how} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_pipelines_in_the_docs_is_current() -> None:
+    page = Path(__file__).parents[1] / "docs" / "diffusers.md"
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition("<!-- pipelines -->\n")
+    after = rest.partition("<!-- end -->")[2]
+    current = f"{before}<!-- pipelines -->\n{table()}\n<!-- end -->{after}"
+    if os.environ.get("PICARD_WRITE_DOCS"):
+        page.write_text(current, encoding="utf-8")
+    assert text == current, "write the table anew: PICARD_WRITE_DOCS=1 python -m pytest tests/test_plan_mode.py"
