@@ -1,5 +1,8 @@
 """A Diffusers pipeline around the digits denoiser, written as pipelines are: nothing in it knows of picard."""
 
+# diffusers carries loose types, from which pyright infers unions:
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import inspect
