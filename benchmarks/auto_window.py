@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import picard
 from benchmarks.hard_problems import hard_problems
-from benchmarks.preset import digit
+from benchmarks.cases import digit
 from benchmarks.problems import benchmarks
 from picard.choice import predicted_rounds
 

@@ -12,7 +12,7 @@ from picard.device import send
 from picard.linearize import Evidence, Linearization
 from picard.plan import Plan
 from picard.problem import Problem
-from picard.propagate import correct, largest, rms, step_map
+from picard.propagate import correct, largest, rms, squared, step_map
 from picard.rows import Conditioning, Rows, evaluate, kicked
 from picard.shapes import Bool, Float, Int
 from picard.tolerance import Candidates, Tolerance, TotalVariation
@@ -152,11 +152,11 @@ def _slopes(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> 
     if setup.linearization.measures or path:
         z = window.argument
         moved, answered = z - window.z_before, window.values[:, window.current()] - window.values_before
-        product, square = (moved * answered).sum(2), moved.square().sum(2)
-        noticeable = square > (_FLOOR * torch.finfo(z.dtype).eps) ** 2 * z.square().sum(2)
+        product, square = torch.linalg.vecdot(moved, answered), squared(moved)
+        noticeable = square > (_FLOOR * torch.finfo(z.dtype).eps) ** 2 * squared(z)
         measured = window.evaluated & noticeable & torch.isfinite(product) & torch.isfinite(square)
         if path and setup.certifier is not None:
-            setup.certifier.measure(torch.where(measured, answered.square().sum(2) / square, 0))
+            setup.certifier.measure(torch.where(measured, squared(answered) / square, 0))
     window.known = window.known | measured
     evidence = Evidence(factor[..., 0], factor[..., 1], product, square, measured, window.slope, window.known)
     return setup.linearization.slopes(evidence)
@@ -240,7 +240,7 @@ def _settled(
     if not isinstance(setup.tolerance, TotalVariation) or certifier is None:
         return None
     samples = send(window.samples, index)
-    square = (mapped - stale).square().sum(2)
+    square = squared(mapped - stale)
     share = (index + 1).to(square.dtype) / setup.plan.nodes
     spent = certifier.kl[samples, None] + certifier.divergence(index, square).cumsum(1)
     within = (spent <= setup.tolerance.budget * share) & _tested(setup, index, inside)

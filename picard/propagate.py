@@ -28,11 +28,14 @@ def step_map(
         The state after every node.
     """
     nodes, order = a.shape[1:]
-    after = torch.zeros_like(z[:, :nodes]) if forcing is None else forcing.clone()
+    newest = slice(order - 1, order - 1 + nodes)
+    after = a[:, :, 0, None] * z[:, newest]
     for p in range(order):
         past = slice(order - 1 - p, order - 1 - p + nodes)
-        after.addcmul_(a[:, :, p, None], z[:, past]).addcmul_(b[:, :, p, None], values[:, past])
-    return after
+        if p > 0:
+            after.addcmul_(a[:, :, p, None], z[:, past])
+        after.addcmul_(b[:, :, p, None], values[:, past])
+    return after if forcing is None else after.add_(forcing)
 
 
 def response(weights: Float[Tensor, "batch nodes order"]) -> Float[Tensor, "batch nodes nodes"]:
@@ -109,9 +112,14 @@ def hold(
 def rms(x: Float[Tensor, "batch nodes dims"], top: Float[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes"]:
     """Root mean square over the state, scaled by the largest entry `top` so that no square leaves the dtype's range."""
     scale = torch.where((top > 0) & torch.isfinite(top), top, 1)
-    return top * (x / scale[..., None]).square().mean(2).sqrt()
+    return top * torch.linalg.vector_norm(x / scale[..., None], dim=2) / x.shape[2] ** 0.5
 
 
 def largest(x: Float[Tensor, "batch nodes dims"]) -> Float[Tensor, "batch nodes"]:
     """Largest absolute entry of every state; not finite if one entry is not."""
     return torch.linalg.vector_norm(x, float("inf"), dim=2)
+
+
+def squared(x: Float[Tensor, "batch nodes dims"]) -> Float[Tensor, "batch nodes"]:
+    """Squared norm of every state, in one pass."""
+    return torch.linalg.vector_norm(x, dim=2).square()
