@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 import picard
-from benchmarks.hard_problems import hard_problems
 from benchmarks.cases import digit
+from benchmarks.hard_problems import hard_problems
 from benchmarks.problems import benchmarks
 from picard.choice import predicted_rounds
 
