@@ -92,12 +92,13 @@ def compare(repeats: int, only: str) -> dict[str, Any]:
         started = time.perf_counter()
         chosen = case.solve("auto").stats
         first = time.perf_counter() - started
+        stats = case.solve("auto").stats  # with what the first solve measured and learnt
         windows = [1, *(window for window in WINDOWS if window <= chosen.sequential_evaluations), "auto"]
         taken: dict[Any, list[float]] = {window: [] for window in windows}
         for _ in range(repeats):
             for window in windows:
                 started = time.perf_counter()
-                stats = case.solve(window).stats
+                case.solve(window)
                 taken[window].append(time.perf_counter() - started)
         seconds = {window: median(each) for window, each in taken.items()}
         best = min((window for window in windows if window != "auto"), key=seconds.__getitem__)
@@ -119,6 +120,7 @@ def rounds(seeds: int) -> dict[str, Any]:
 
     def count(name: str, method: str, make: Callable[[int], Any], grid: Any) -> None:
         cells: dict[int, float] = {}
+        nodes = 0
         for window in (2, *WINDOWS):
             stats = [
                 picard.solve(make(seed), grid, method=method, window=window, throw=False).stats for seed in range(seeds)

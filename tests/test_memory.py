@@ -83,7 +83,7 @@ def test_the_backward_pass_is_split_too() -> None:
             return torch.sin(3 * x)
 
         @staticmethod
-        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
             (x,) = ctx.saved_tensors
             if len(x) > 10:
                 raise torch.OutOfMemoryError("CUDA out of memory")
