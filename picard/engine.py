@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,10 @@ from picard.device import send
 from picard.linearize import Evidence, Linearization
 from picard.plan import Plan
 from picard.problem import Problem
-from picard.propagate import correct, largest, rms, squared, step_map
+from picard.propagate import argument, correct, largest, rms, squared, step_map, weights
 from picard.rows import Conditioning, Rows, evaluate, kicked
 from picard.shapes import Bool, Float, Int
+from picard.thin import Thinning
 from picard.tolerance import Candidates, Tolerance, TotalVariation
 from picard.window import Guess, Tables, Window
 
@@ -35,6 +37,14 @@ class Setup:
     window: int
     max_rows: int | None
     certifier: Certifier | None
+    thinning: Thinning | None
+
+    def slots(self, window: Window) -> list[Sequence[int]]:
+        """Return the slots that every sample of the window evaluates."""
+        thinning = self.thinning
+        if thinning is None:
+            return [range(width) for width in window.width]
+        return [thinning.slots(sample) for sample in window.samples]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +77,7 @@ def run_round(setup: Setup, window: Window) -> Outcome:
     inputs = None if tables.inputs is None else tables.inputs[index]
     _evaluate(setup, window, index, inputs)
     window.slope = _slopes(setup, window, index)
+    spread = setup.thinning.fill(window) if setup.thinning else None
     a, b = tables.a[index] * inside[..., None], tables.b[index] * inside[..., None]
     forcing = None
     if window.noise is not None and window.diffusion is None:
@@ -74,18 +85,18 @@ def run_round(setup: Setup, window: Window) -> Outcome:
     mapped = step_map(a, b, window.z, window.values, forcing)
     stale = window.z[:, history + 1 :]
     settled = _settled(setup, window, index, inside, mapped, stale)
-    weights = _weights(a, b, inputs, window.slope, history)
+    factors = weights(a, b, inputs, window.slope, history)
     if settled is None:
-        states = correct(stale, mapped, weights)
+        states = correct(stale, mapped, factors)
     else:  # settled states stay as they are, and their residual moves nothing after them
         kept = settled[..., None]
-        states = torch.where(kept, stale, correct(torch.where(kept, mapped, stale), mapped, weights))
+        states = torch.where(kept, stale, correct(torch.where(kept, mapped, stale), mapped, factors))
     moved = torch.cat([torch.zeros_like(window.z[:, : history + 1]), states - stale], 1)  # of every state, from z on
     seen = setup.tolerance.watched(moved[:, history + 1 :])
     change = rms(seen, largest(seen))
     values = window.values.clone()
-    values[:, history:].addcmul_(window.slope[..., None], _argument(inputs, moved[:, :-1], history))
-    residual, stride, usable, sound = _accept(setup, window, index, inside, states, change, settled)
+    values[:, history:].addcmul_(window.slope[..., None], argument(inputs, moved[:, :-1], history))
+    residual, stride, usable, sound = _accept(setup, window, index, inside, states, change, settled, spread)
     return Outcome(states, values, change, residual, stride, usable, sound)
 
 
@@ -95,14 +106,17 @@ def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"], i
     States that wait for their certificate are evaluated in the same call.
     """
     tables, nodes = setup.tables, window.nodes
-    window.argument = _argument(inputs, window.z[:, : window.history + nodes], window.history)
+    window.argument = argument(inputs, window.z[:, : window.history + nodes], window.history)
     z, sample = window.argument.flatten(0, 1), torch.tensor(window.samples).repeat_interleave(nodes)
     node, place = index.flatten(), None
-    if window.width.count(nodes) < len(window.width):
-        chosen = torch.tensor([i * nodes + j for i, width in enumerate(window.width) for j in range(width)])
+    slots = setup.slots(window)
+    if sum(map(len, slots)) < index.numel():
+        chosen = torch.tensor([i * nodes + j for i, wanted in enumerate(slots) for j in wanted])
         place = send(chosen, z)
         z, node, sample = z[place], node[place], sample[chosen]
-    count, arrangement = len(z), (tuple(window.samples), tuple(window.width))
+    every = torch.full(index.shape, place is None, dtype=torch.bool, device=index.device)
+    window.asked = every if place is None else every.flatten().index_fill(0, place, value=True).view_as(index)
+    count, arrangement = len(z), (tuple(window.samples), tuple(map(len, slots)))
     certifier = setup.certifier
     if certifier is None or certifier.claim is None:
         value, diffusion = call_model(setup, z, node, sample, arrangement)
@@ -154,38 +168,12 @@ def _slopes(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> 
         moved, answered = z - window.z_before, window.values[:, window.current()] - window.values_before
         product, square = torch.linalg.vecdot(moved, answered), squared(moved)
         noticeable = square > (_FLOOR * torch.finfo(z.dtype).eps) ** 2 * squared(z)
-        measured = window.evaluated & noticeable & torch.isfinite(product) & torch.isfinite(square)
+        measured = window.evaluated & window.asked & noticeable & torch.isfinite(product) & torch.isfinite(square)
         if path and setup.certifier is not None:
             setup.certifier.measure(torch.where(measured, squared(answered) / square, 0))
     window.known = window.known | measured
     evidence = Evidence(factor[..., 0], factor[..., 1], product, square, measured, window.slope, window.known)
     return setup.linearization.slopes(evidence)
-
-
-def _argument(
-    inputs: Tensor | None, z: Float[Tensor, "batch states dims"], history: int
-) -> Float[Tensor, "batch nodes dims"]:
-    """Return what the field is evaluated at: the states after the history, or their weighted sums."""
-    nodes = z.shape[1] - history
-    if inputs is None:
-        return z[:, history:]
-    total = inputs[:, :, 0, None] * z[:, history:]
-    for p in range(1, history + 1):
-        total.addcmul_(inputs[:, :, p, None], z[:, history - p : history - p + nodes])
-    return total
-
-
-def _weights(
-    a: Tensor, b: Tensor, inputs: Tensor | None, slope: Tensor, history: int
-) -> Float[Tensor, "batch nodes order"]:
-    """Derivative of every new state by the `order` states before it; those before the window do not move."""
-    if inputs is not None:
-        return a + (b[:, :, 0] * slope)[..., None] * inputs
-    nodes = a.shape[1]
-    slope = torch.cat([slope.new_zeros(len(slope), history), slope], 1)
-    return torch.stack(
-        [a[:, :, p] + b[:, :, p] * slope[:, history - p : history - p + nodes] for p in range(history + 1)], 2
-    )
 
 
 def _accept(
@@ -196,6 +184,7 @@ def _accept(
     states: Float[Tensor, "batch nodes dims"],
     change: Float[Tensor, "batch nodes"],
     settled: Bool[Tensor, "batch nodes"] | None,
+    spread: Float[Tensor, "batch nodes"] | None,
 ) -> tuple[Tensor, list[int], list[int], list[bool]]:
     """Find the longest prefix within the tolerance. The first state is exact; the last may be accepted untested."""
     yardstick = setup.tables.yardstick
@@ -211,8 +200,13 @@ def _accept(
     stride = torch.minimum(1 + passed.sum(1), usable)
     sound = torch.isfinite(window.values[:, window.history].sum(1))
     residual = torch.where(passed, change, 0).amax(1)
-    host = torch.stack([stride, usable, sound.long()]).tolist()  # the round's one wait for the device
-    return residual, host[0], host[1], [bool(flag) for flag in host[2]]
+    counts = torch.stack([stride, usable, sound.long()], 1)
+    found = (counts if spread is None else torch.cat([counts.to(spread.dtype), spread], 1)).tolist()  # the one wait
+    strides, usables, sounds = ([int(row[place]) for row in found] for place in range(3))
+    if setup.thinning is not None:
+        for i, (sample, begin) in enumerate(zip(window.samples, window.begin, strict=True)):
+            strides[i] = min(strides[i], setup.thinning.check(sample, begin, found[i][3:]))
+    return residual, strides, usables, [flag > 0 for flag in sounds]
 
 
 def _tested(setup: Setup, index: Int[Tensor, "batch nodes"], inside: Bool[Tensor, "batch nodes"]) -> Tensor:

@@ -38,6 +38,32 @@ def step_map(
     return after if forcing is None else after.add_(forcing)
 
 
+def argument(
+    inputs: Tensor | None, z: Float[Tensor, "batch states dims"], history: int
+) -> Float[Tensor, "batch nodes dims"]:
+    """Return what the field is evaluated at: the states after the history, or their weighted sums."""
+    nodes = z.shape[1] - history
+    if inputs is None:
+        return z[:, history:]
+    total = inputs[:, :, 0, None] * z[:, history:]
+    for p in range(1, history + 1):
+        total.addcmul_(inputs[:, :, p, None], z[:, history - p : history - p + nodes])
+    return total
+
+
+def weights(
+    a: Tensor, b: Tensor, inputs: Tensor | None, slope: Tensor, history: int
+) -> Float[Tensor, "batch nodes order"]:
+    """Derivative of every new state by the `order` states before it; those before the window do not move."""
+    if inputs is not None:
+        return a + (b[:, :, 0] * slope)[..., None] * inputs
+    nodes = a.shape[1]
+    slope = torch.cat([slope.new_zeros(len(slope), history), slope], 1)
+    return torch.stack(
+        [a[:, :, p] + b[:, :, p] * slope[:, history - p : history - p + nodes] for p in range(history + 1)], 2
+    )
+
+
 def response(weights: Float[Tensor, "batch nodes order"]) -> Float[Tensor, "batch nodes nodes"]:
     """Invert the unit lower-banded system `y[m] - sum_p weights[m, p] y[m-1-p] = r[m]`.
 

@@ -60,7 +60,7 @@ class Run:
             if self.rounds == self.max_rounds:
                 self._end(Status.MAX_ROUNDS)
                 break
-            rows = sum(window.width) + self._claims()
+            rows = sum(map(len, self.setup.slots(window))) + self._claims()
             outcome = run_round(self.setup, window)
             self.evaluations += rows
             info = self._record(outcome, rows)
@@ -141,16 +141,18 @@ class Run:
         for i, sample in enumerate(window.samples):
             clean = outcome.usable[i] == window.width[i]
             grown = min(2 * self.limit[sample], self.setup.window)
-            self.limit[sample] = grown if clean else max(1, window.width[i] // 2)
+            self.limit[sample] = grown if clean else max(1, min(self.limit[sample], window.width[i]) // 2)
             end.append(window.begin[i] + outcome.usable[i])
             if outcome.usable[i] == 0:  # the model failed: leave the sample where it is, and go on without it
                 self._repeat(i)
                 stride[i] = self.setup.plan.nodes
         if any(usable < width for usable, width in zip(outcome.usable, window.width, strict=True)):
             states = torch.nan_to_num(states, posinf=0.0, neginf=0.0)
-        window.slide(
-            states, outcome.values, stride, end, [self.limit[sample] for sample in window.samples], self.setup.guess
-        )
+        limit, thinning = [self.limit[sample] for sample in window.samples], self.setup.thinning
+        if thinning is not None:
+            moves = zip(window.samples, window.begin, stride, end, limit, strict=True)
+            limit = [thinning.slide(*move) for move in moves]
+        window.slide(states, outcome.values, stride, end, limit, self.setup.guess)
 
     def _repeat(self, i: int) -> None:
         window = self.window

@@ -28,6 +28,7 @@ from picard.run import Run
 from picard.sde import SDE
 from picard.sequential import follow
 from picard.solution import Solution, Status
+from picard.thin import thinning
 from picard.tolerance import Tolerance, TotalVariation, resolve_tolerance
 from picard.trajectory import Trajectory
 
@@ -102,17 +103,20 @@ def solve(
     rule = resolve_tolerance(tolerance, plan)
     noisy = prepared.draw is not None
     certified = certify or isinstance(rule, TotalVariation)
+    slopes = resolve_linearization(linearization)
+    start = resolve_guess(guess, plan, prepared.tables, prepared.problem.x0, prepared.wide, noisy=noisy)
     setup = Setup(
         prepared.problem,
         plan,
         prepared.tables,
         Conditioning(prepared.problem.conditioning(), len(prepared.problem.x0)),
-        resolve_linearization(linearization),
+        slopes,
         rule,
-        resolve_guess(guess, plan, prepared.tables, prepared.problem.x0, prepared.wide, noisy=noisy),
+        start,
         min(nodes or _DEFAULT_WINDOW, plan.nodes),
         most,
         Certifier(prepared.problem, plan, prepared.tables) if certified else None,
+        thinning(plan, rule, slopes, start),
     )
     prepared.problem.agree(
         lambda: {

@@ -84,7 +84,7 @@ class Guess(Protocol):
         ...
 
 
-_BUFFERS = ("z", "values", "argument", "evaluated", "slope", "known", "age", "noise", "diffusion", "kick")
+_BUFFERS = ("z", "values", "argument", "asked", "evaluated", "slope", "known", "age", "noise", "diffusion", "kick")
 
 
 class Window:
@@ -103,6 +103,7 @@ class Window:
         argument: what the field was evaluated at, the states or their weighted sums, shape (batch, nodes, dims).
         z_before: arguments at which `values_before` was evaluated, shape (batch, nodes, dims).
         values_before: field values of the round before.
+        asked: whether the node is evaluated this round, shape (batch, nodes).
         evaluated: whether the node was evaluated in the round before, shape (batch, nodes).
         slope: slopes of the round before, shape (batch, nodes).
         known: whether those were measured.
@@ -124,6 +125,7 @@ class Window:
         self.values = x.new_zeros(batch, self.history + 1, dims)
         self.argument = self.z_before = self.values_before = x.new_zeros(batch, 1, dims)
         self.slope = x.new_zeros(batch, 1)
+        self.asked = torch.ones(batch, 1, dtype=torch.bool, device=x.device)
         self.evaluated = self.known = torch.zeros(batch, 1, dtype=torch.bool, device=x.device)
         self.age = torch.zeros(batch, 1, dtype=torch.int64, device=x.device)
         self.noise = None if draw is None else draw(self.samples, self.begin).unsqueeze(1)
@@ -207,7 +209,7 @@ class Window:
         self.z_before, self.values_before = take(self.argument, before), take(old_values, before)
         past = torch.arange(history) + shift
         self.values = torch.cat([take(values, send(past, known)), torch.zeros_like(self.z[:, history + 1 :])], 1)
-        self.evaluated = seen
+        self.evaluated = seen & self.asked.gather(1, before)
         self.slope = self.slope.gather(1, before)
         self.known = self.known.gather(1, before) & seen
         self.age = torch.where(seen, self.age.gather(1, before), 0)

@@ -59,16 +59,20 @@ def solve(kind: str, samples: list[int], **options: Any) -> tuple[picard.Solutio
 @torch.no_grad()
 def test_a_batch_equals_its_samples_alone(kind: str) -> None:
     together, seen = solve(kind, list(range(BATCH)))
-    rounds = set()
+    rounds, spent = set(), 0
     for sample in range(BATCH):
         alone, did = solve(kind, [sample])
+        spent += alone.stats.evaluations
         torch.testing.assert_close(together.ys[:, [sample]], alone.ys, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(together.residual[[sample]], alone.residual, rtol=1e-6, atol=1e-12)
         assert seen[sample] == did[sample]
         rounds.add(len(did[sample]))
     assert len(rounds) > 1, "the samples should not all need the same number of rounds"
     assert together.stats.rounds == max(rounds)
-    assert together.stats.evaluations == sum(width for did in seen.values() for _, width, _ in did)
+    assert together.stats.evaluations == spent
+    assert spent <= sum(
+        width for did in seen.values() for _, width, _ in did
+    )  # a diffusion model's windows are thinned
 
 
 @each

@@ -62,7 +62,7 @@ def _equations(a: Tensor, forcing: Tensor, x: Tensor, order: int) -> Tensor:
     rows = []
     for i in range(1, len(x)):
         base = max(0, i - order)
-        share = a[base:i].prod()
+        share = product[i] / product[base]
         rows.append(free[i] + share * (x[base] - free[base]))
     return torch.stack(rows)
 
