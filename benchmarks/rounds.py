@@ -157,8 +157,9 @@ def plot(found: Mapping[str, Mapping[str, Sequence[Point]]], path: Path) -> None
     shape: dict[str, Any] = {"squeeze": False, "figsize": (3.3 * len(found), 6.2), "sharex": True}
     figure, axes = plt.subplots(2, len(found), **shape)
     for column, (name, methods) in enumerate(found.items()):
-        for index, (method, points) in enumerate(methods.items()):
-            style: dict[str, Any] = {"color": f"C{list(METHODS).index(method)}", "marker": "o^sDvP*"[index % 7]}
+        for method, points in methods.items():
+            index = list(METHODS).index(method)
+            style: dict[str, Any] = {"color": f"C{index}", "marker": "o^sDvP*"[index % 7]}
             style |= {"linewidth": 2.2 if method == DEFAULT else 1.1, "markersize": 4, "label": method}
             errors = [point.median_error for point in points]
             axes[0, column].plot(errors, [point.rounds for point in points], **style)

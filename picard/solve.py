@@ -64,8 +64,9 @@ def solve(
         grid: times, shape (steps + 1,), floating, monotone in either direction, for an ODE or SDE; number of steps or
             decreasing timesteps for a diffusion model.
         method: a registered name or an integrator such as `DDIM(eta=0.5)`.
-        window: nodes in flight per sample, at least 1; 64 by default. `"auto"` measures the model and takes the window
-            with the fewest predicted seconds, or goes step by step if none wins; `Solution.stats.reason` says why.
+        window: nodes evaluated a round per sample, at most; 64 by default. `"auto"` measures the model and takes the
+            window with the fewest predicted seconds, or goes step by step if none wins; `Solution.stats.reason` says
+            why.
         max_rows: rows (nodes times samples) one model call may hold; more are split, which never changes the result.
             `"auto"` splits calls where smaller ones were measured to be faster. Calls that run out of memory are split
             in any case.

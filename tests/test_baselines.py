@@ -15,6 +15,7 @@ from benchmarks.baselines import Chain, chords, diagonal_newton, parataa, srds
 from benchmarks.cases import cases
 from benchmarks.problems import benchmarks
 from benchmarks.rounds import Point, loosest, main, table
+from benchmarks.seconds import main as seconds
 
 CASE = cases(1, networks=False)["act32"]
 STEPS = 20
@@ -85,3 +86,12 @@ def test_the_figures_of_a_run_are_kept_beside_those_before(tmp_path: Path) -> No
     assert list(written) == ["ParaDiGMS", "picard default"]
     assert written["ParaDiGMS"][-1]["rounds"] > written["picard default"][-1]["rounds"]
     assert picture.stat().st_size > 1000
+
+
+def test_seconds_are_printed_with_the_load(capsys: pytest.CaptureFixture[str]) -> None:
+    with torch.no_grad():
+        seconds(["act32", "--runs", "1"])
+    printed = capsys.readouterr().out
+    assert "load " in printed
+    assert "| act32 | sequential |" in printed
+    assert "| act32 | picard default |" in printed
