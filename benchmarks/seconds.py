@@ -63,13 +63,14 @@ def captured(problem: picard.Diffusion) -> picard.Diffusion:
     x = problem.x_T.clone()
     t = torch.zeros(1, dtype=torch.int64, device=x.device)
     held: dict[str, Any] = {}
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
+    cuda: Any = torch.cuda  # parts of it have no types
+    stream = cuda.Stream()
+    with cuda.stream(stream):
         for _ in range(3):
             model(x, t, **problem.cond)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    cuda.current_stream().wait_stream(stream)
+    graph: Any = cuda.CUDAGraph()
+    with cuda.graph(graph):
         held["out"] = model(x, t, **problem.cond)
 
     def replay(rows: Tensor, times: Tensor, **cond: Any) -> Tensor:
