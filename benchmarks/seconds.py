@@ -85,7 +85,8 @@ def captured(problem: picard.Diffusion) -> picard.Diffusion:
 
 def timed(solve: Callable[[picard.Diffusion], picard.Solution], problem: picard.Diffusion) -> float:
     """Return the seconds a solve takes, the device's work included."""
-    wait = torch.cuda.synchronize if problem.x_T.is_cuda else lambda: None
+    cuda: Any = torch.cuda  # parts of it have no types
+    wait: Callable[[], None] = cuda.synchronize if problem.x_T.is_cuda else lambda: None
     wait()
     started = time.perf_counter()
     solve(problem)
