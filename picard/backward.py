@@ -20,9 +20,10 @@ from picard.recall import Recall
 from picard.rows import Conditioning
 from picard.run import Run
 from picard.shapes import Float
+from picard.tables import Tables
 from picard.tolerance import NoiseRatio, RelAbs, Tolerance
 from picard.trajectory import Trajectory
-from picard.window import Guess, Tables
+from picard.window import Guess
 
 logger = logging.getLogger("picard")
 

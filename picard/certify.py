@@ -14,7 +14,7 @@ from picard.errors import NotSupportedError
 from picard.plan import Plan
 from picard.problem import Problem
 from picard.shapes import Bool, Float, Int
-from picard.window import Tables
+from picard.tables import Tables
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
-def send(values: Tensor | Sequence[int], like: Tensor) -> Tensor:
+def send(values: Tensor | NDArray[Any] | Sequence[int], like: Tensor) -> Tensor:
     """Copy indices to a tensor's device without waiting for it.
 
     Args:
-        values: a tensor on the CPU, or integers.
+        values: a tensor on the CPU, an array, or integers.
         like: any tensor on the device.
     """
     host = torch.as_tensor(values)
+    if like.device.type == host.device.type == "cpu":
+        return host
     if like.device.type == "cuda" and host.device.type == "cpu":  # only a copy from pinned memory does not wait
         host = host.pin_memory()
     return host.to(like.device, non_blocking=True)

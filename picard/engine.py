@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,12 +15,13 @@ from picard.device import send
 from picard.linearize import Evidence, Linearization
 from picard.plan import Plan
 from picard.problem import Problem
-from picard.propagate import argument, correct, largest, rms, squared, step_map, weights
+from picard.propagate import argument, correct, finite, largest, rms, squared, step_map, weights
 from picard.rows import Conditioning, Rows, evaluate, kicked
 from picard.shapes import Bool, Float, Int
+from picard.tables import Tables
 from picard.thin import Thinning
 from picard.tolerance import Candidates, Tolerance, TotalVariation
-from picard.window import Guess, Tables, Window
+from picard.window import Guess, Window
 
 _FLOOR = 4  # a change of so many units in the last place is rounding: asking for less would crawl a node a round
 
@@ -73,18 +76,20 @@ class Outcome:
 def run_round(setup: Setup, window: Window) -> Outcome:
     """Evaluate the window in one model call, propagate, and find what can be accepted; the host waits once."""
     tables, history = setup.tables, window.history
-    index, inside = window.index()
+    index, inside = window.index(), window.inside()
     inputs = None if tables.inputs is None else tables.inputs[index]
     _evaluate(setup, window, index, inputs)
-    window.slope = _slopes(setup, window, index)
+    at = tables.at(index)
+    window.slope = _slopes(setup, window, at.factor)
     spread = setup.thinning.fill(window) if setup.thinning else None
-    a, b = tables.a[index] * inside[..., None], tables.b[index] * inside[..., None]
+    a, b, c = (at.a, at.b, at.c) if window.full else (one * inside[..., None] for one in (at.a, at.b, at.c))
     forcing = None
     if window.noise is not None and window.diffusion is None:
-        forcing = (tables.c[index] * inside)[..., None] * window.noise.flatten(2)
+        forcing = c * window.noise.flatten(2)
     mapped = step_map(a, b, window.z, window.values, forcing)
     stale = window.z[:, history + 1 :]
-    settled = _settled(setup, window, index, inside, mapped, stale)
+    tested = _tested(setup, window, index)
+    settled = _settled(setup, window, index, tested, mapped, stale)
     factors = weights(a, b, inputs, window.slope, history)
     if settled is None:
         states = correct(stale, mapped, factors)
@@ -96,7 +101,8 @@ def run_round(setup: Setup, window: Window) -> Outcome:
     change = rms(seen, largest(seen))
     values = window.values.clone()
     values[:, history:].addcmul_(window.slope[..., None], argument(inputs, moved[:, :-1], history))
-    residual, stride, usable, sound = _accept(setup, window, index, inside, states, change, settled, spread)
+    yardstick = None if tables.yardstick is None else at.yardstick.squeeze(2)
+    residual, stride, usable, sound = _accept(setup, window, yardstick, inside, tested, states, change, settled, spread)
     return Outcome(states, values, change, residual, stride, usable, sound)
 
 
@@ -107,13 +113,13 @@ def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"], i
     """
     tables, nodes = setup.tables, window.nodes
     window.argument = argument(inputs, window.z[:, : window.history + nodes], window.history)
-    z, sample = window.argument.flatten(0, 1), torch.tensor(window.samples).repeat_interleave(nodes)
+    z, sample = window.argument.flatten(0, 1), send(np.repeat(window.samples, nodes), index)
     node, place = index.flatten(), None
     slots = setup.slots(window)
     if sum(map(len, slots)) < index.numel():
         chosen = torch.tensor([i * nodes + j for i, wanted in enumerate(slots) for j in wanted])
         place = send(chosen, z)
-        z, node, sample = z[place], node[place], sample[chosen]
+        z, node, sample = z[place], node[place], sample[place]
     every = torch.full(index.shape, place is None, dtype=torch.bool, device=index.device)
     window.asked = every if place is None else every.flatten().index_fill(0, place, value=True).view_as(index)
     count, arrangement = len(z), (tuple(window.samples), tuple(map(len, slots)))
@@ -123,7 +129,7 @@ def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"], i
     else:
         claim = certifier.claim
         z, node = torch.cat([z, claim.states]), torch.cat([node, claim.nodes])
-        sample = torch.cat([send(sample, z), claim.samples])
+        sample = torch.cat([sample, claim.samples])
         value, diffusion = call_model(setup, z, node, sample, (*arrangement, claim))
         certifier.check(value[count:].flatten(1).to(z.dtype))
         value = value[:count]
@@ -157,9 +163,8 @@ def call_model(
     return evaluate(setup.problem, rows, setup.max_rows)
 
 
-def _slopes(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes"]:
+def _slopes(setup: Setup, window: Window, factor: Float[Tensor, "batch nodes 2"]) -> Float[Tensor, "batch nodes"]:
     """Choose the slope of every node from its last two evaluations."""
-    factor = setup.tables.factor[index]
     product = square = torch.zeros_like(window.slope)
     measured = torch.zeros_like(window.known)
     path = setup.certifier is not None and not setup.certifier.law
@@ -168,7 +173,7 @@ def _slopes(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> 
         moved, answered = z - window.z_before, window.values[:, window.current()] - window.values_before
         product, square = torch.linalg.vecdot(moved, answered), squared(moved)
         noticeable = square > (_FLOOR * torch.finfo(z.dtype).eps) ** 2 * squared(z)
-        measured = window.evaluated & window.asked & noticeable & torch.isfinite(product) & torch.isfinite(square)
+        measured = window.evaluated & window.asked & noticeable & finite(product) & (square < math.inf)
         if path and setup.certifier is not None:
             setup.certifier.measure(torch.where(measured, squared(answered) / square, 0))
     window.known = window.known | measured
@@ -179,26 +184,25 @@ def _slopes(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> 
 def _accept(
     setup: Setup,
     window: Window,
-    index: Int[Tensor, "batch nodes"],
+    yardstick: Float[Tensor, "batch nodes"] | None,
     inside: Bool[Tensor, "batch nodes"],
+    tested: Bool[Tensor, "batch nodes"],
     states: Float[Tensor, "batch nodes dims"],
     change: Float[Tensor, "batch nodes"],
     settled: Bool[Tensor, "batch nodes"] | None,
     spread: Float[Tensor, "batch nodes"] | None,
 ) -> tuple[Tensor, list[int], list[int], list[bool]]:
     """Find the longest prefix within the tolerance. The first state is exact; the last may be accepted untested."""
-    yardstick = setup.tables.yardstick
     window.age = window.age + 1
     top = largest(states)
     size = rms(states, top)
-    after = (index + 1).clamp_max(setup.plan.nodes - 1)
-    bound = setup.tolerance.bound(Candidates(size, window.age_after(), None if yardstick is None else yardstick[after]))
+    bound = setup.tolerance.bound(Candidates(size, window.age_after(), yardstick))
     bound = setup.linearization.share * bound + _FLOOR * torch.finfo(states.dtype).eps * size
-    close = (change <= bound) & torch.isfinite(change) & _tested(setup, index, inside)
+    close = (change <= bound) & (change < math.inf) & tested
     passed = close.cumprod(1).bool() if settled is None else settled
-    usable = (torch.isfinite(top.to(setup.problem.x0.dtype)) & inside).cumprod(1).sum(1)
+    usable = ((top.to(setup.problem.x0.dtype) < math.inf) & inside).cumprod(1).sum(1)
     stride = torch.minimum(1 + passed.sum(1), usable)
-    sound = torch.isfinite(window.values[:, window.history].sum(1))
+    sound = finite(window.values[:, window.history].sum(1))
     residual = torch.where(passed, change, 0).amax(1)
     counts = torch.stack([stride, usable, sound.long()], 1)
     found = (counts if spread is None else torch.cat([counts.to(spread.dtype), spread], 1)).tolist()  # the one wait
@@ -209,9 +213,9 @@ def _accept(
     return residual, strides, usables, [flag > 0 for flag in sounds]
 
 
-def _tested(setup: Setup, index: Int[Tensor, "batch nodes"], inside: Bool[Tensor, "batch nodes"]) -> Tensor:
+def _tested(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> Bool[Tensor, "batch nodes"]:
     """Say after which nodes the state is one that can be tested, and passed: it is in the window, and not the last."""
-    tested = torch.cat([inside[:, 1:], torch.zeros_like(inside[:, :1])], 1)
+    tested = window.inside(after=1)
     if setup.certifier is None:
         return tested
     return tested & ~setup.certifier.exact_only((index + 1).clamp_max(setup.plan.nodes - 1))
@@ -221,7 +225,7 @@ def _settled(
     setup: Setup,
     window: Window,
     index: Int[Tensor, "batch nodes"],
-    inside: Bool[Tensor, "batch nodes"],
+    tested: Bool[Tensor, "batch nodes"],
     mapped: Float[Tensor, "batch nodes dims"],
     stale: Float[Tensor, "batch nodes dims"],
 ) -> Bool[Tensor, "batch nodes"] | None:
@@ -237,7 +241,7 @@ def _settled(
     square = squared(mapped - stale)
     share = (index + 1).to(square.dtype) / setup.plan.nodes
     spent = certifier.kl[samples, None] + certifier.divergence(index, square).cumsum(1)
-    within = (spent <= setup.tolerance.budget * share) & _tested(setup, index, inside)
+    within = (spent <= setup.tolerance.budget * share) & tested
     settled = (within & ((window.age_after() > 0) | setup.guess.carries_noise)).cumprod(1).bool()
     certifier.add(samples, index, settled, square)
     return settled

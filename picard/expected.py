@@ -13,7 +13,8 @@ from picard.errors import InvalidProblemError, describe
 from picard.hold import Hold
 from picard.plan import Plan
 from picard.shapes import Float
-from picard.window import Tables, Window
+from picard.tables import Tables
+from picard.window import Window
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,8 @@ from picard.device import send
 from picard.hold import Hold
 from picard.plan import Plan
 from picard.shapes import Float, Int
-from picard.window import Tables, Window, take
+from picard.tables import Tables
+from picard.window import Window, take
 
 _DEGREES = 5  # 0 to 4; two more win 2 % of the rounds on the hard problems
 

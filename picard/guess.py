@@ -17,7 +17,8 @@ from picard.hold import Hold
 from picard.plan import Plan
 from picard.shapes import Float
 from picard.solution import Solution
-from picard.window import Guess, Tables, Window, take
+from picard.tables import Tables
+from picard.window import Guess, Window, take
 
 GUESSES = ("extrapolate", "hold", "copy")
 

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from picard.device import send
 from picard.propagate import hold
 from picard.rows import kicked
 from picard.shapes import Float
-from picard.window import Tables, Window, take
+from picard.tables import Tables
+from picard.window import Window, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +43,16 @@ class Hold:
     ) -> Float[Tensor, "batch count dims"]:
         """Return the held continuation."""
         tables, history = self.tables, window.history
-        last = (torch.tensor(end) - torch.tensor(old_begin))[:, None] + history
-        nodes = send((torch.tensor(end)[:, None] + torch.arange(count)).clamp_max(len(tables.a) - 1), known)
-        z = take(known, send(last + torch.arange(-history, 1), known))
-        past = take(values, send((last - 1 + torch.arange(-history, 1)).clamp_min(0), known))
+        last = (np.array(end) - np.array(old_begin))[:, None] + history
+        new, before = np.array(end)[:, None] + np.arange(count), last + np.arange(-history, 1)
+        nodes = send(np.minimum(new, len(tables.a) - 1), known)
+        z = take(known, send(before, known))
+        past = take(values, send(np.maximum(before - 1, 0), known))
         held = self.ahead(window, values, old_begin, end, past[:, -1:].expand(-1, count, -1))
         forcing = None
         if window.noise is not None:
-            slots = torch.tensor(end)[:, None] - torch.tensor(window.begin)[:, None] + torch.arange(count)
-            noise = take(window.noise, send(slots.clamp_max(window.noise.shape[1] - 1), known))
+            slots = np.minimum(new - np.array(window.begin)[:, None], window.noise.shape[1] - 1)
+            noise = take(window.noise, send(slots, known))
             if window.diffusion is None:
                 forcing = tables.c[nodes][..., None] * noise.flatten(2)
             else:

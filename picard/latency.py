@@ -18,9 +18,9 @@ from picard.prepare import Prepared
 from picard.progress import Progress, RoundInfo
 from picard.run import Run
 from picard.sequential import follow
+from picard.tables import Tables
 from picard.tolerance import RelAbs
 from picard.trajectory import Trajectory
-from picard.window import Tables
 
 clock: Callable[[], float] = time.perf_counter
 _KNOWN: PerModel[Latency] = PerModel()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from picard.errors import InvalidProblemError, close_match, describe
+from picard.propagate import finite
 from picard.shapes import Bool, Float
 
 
@@ -96,7 +97,7 @@ class Secant:
     def slopes(self, evidence: Evidence) -> Float[Tensor, "batch nodes"]:
         """Return the measured slopes, bounded and inherited."""
         ratio = evidence.product / torch.where(evidence.measured, evidence.square, 1)
-        slope = torch.where(evidence.measured & torch.isfinite(ratio), ratio, evidence.slope)
+        slope = torch.where(evidence.measured & finite(ratio), ratio, evidence.slope)
         factor = (evidence.u + evidence.w * slope).clamp(self.lower, self.upper)
         nodes = torch.arange(factor.shape[1], device=factor.device).expand_as(factor)
         nearest = torch.where(evidence.known, nodes, -1).cummax(1).values

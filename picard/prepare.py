@@ -16,7 +16,8 @@ from picard.problem import Problem
 from picard.registry import resolve
 from picard.sde import SDE
 from picard.shapes import Float
-from picard.window import Draw, Tables
+from picard.tables import Tables
+from picard.window import Draw
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,8 +82,11 @@ class Run:
         window = self.window
         self.rounds += 1
         self.syncs += 1
-        samples = send(window.samples, self.residual)
-        self.residual[samples] = torch.maximum(self.residual[samples], outcome.residual)
+        if len(window.samples) == len(self.residual):
+            self.residual = torch.maximum(self.residual, outcome.residual)
+        else:
+            samples = send(window.samples, self.residual)
+            self.residual[samples] = torch.maximum(self.residual[samples], outcome.residual)
         self.trajectory.store(window.samples, window.begin, outcome.stride, outcome.states)
         self._claim(outcome)
         for i, sample in enumerate(window.samples):

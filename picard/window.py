@@ -3,49 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from picard.device import send
 from picard.plan import Plan
 from picard.shapes import Bool, Float, Int
 
-
-@dataclass(frozen=True, eq=False)
-class Tables:
-    """A plan's coefficients on the state's device, in the dtype of the computation."""
-
-    a: Tensor
-    b: Tensor
-    c: Tensor
-    factor: Tensor
-    kick: Tensor
-    times: Tensor
-    yardstick: Tensor | None
-    scales: Tensor | None
-    inputs: Tensor | None
-
-    @classmethod
-    def of(cls, plan: Plan, like: Tensor, time_dtype: torch.dtype) -> Tables:
-        """Move a plan to a tensor's device and dtype, each number rounded once."""
-
-        def move(value: Tensor) -> Tensor:
-            return value.to(like.dtype).to(like.device)
-
-        return cls(
-            a=move(plan.a),
-            b=move(plan.b),
-            c=move(plan.c),
-            factor=move(plan.factor),
-            kick=move(plan.kick),
-            times=plan.times.to(time_dtype).to(like.device),
-            yardstick=None if plan.yardstick is None else move(plan.yardstick),
-            scales=None if plan.scales is None else move(plan.scales),
-            inputs=None if plan.inputs is None else move(plan.inputs),
-        )
+Host = NDArray[Any]
+"""Numbers about slots, worked out on the host, where small arrays cost less than small tensors."""
 
 
 Draw = Callable[[Sequence[int], Sequence[int]], Tensor]
@@ -84,7 +54,7 @@ class Guess(Protocol):
         ...
 
 
-_BUFFERS = ("z", "values", "argument", "asked", "evaluated", "slope", "known", "age", "noise", "diffusion", "kick")
+_BUFFERS = ("z", "values", "argument", "asked", "evaluated", "slope", "known", "noise", "diffusion", "kick")
 
 
 class Window:
@@ -107,7 +77,7 @@ class Window:
         evaluated: whether the node was evaluated in the round before, shape (batch, nodes).
         slope: slopes of the round before, shape (batch, nodes).
         known: whether those were measured.
-        age: rounds every node has been in the window, shape (batch, nodes).
+        age: rounds every node has been in the window, shape (batch, nodes), on the host.
         noise: noise of the step every node belongs to, shape (batch, nodes, *noise), if the problem has any.
         diffusion: diffusion at every node, where noise enters through the field.
         kick: what that noise added to the field values, shape (batch, nodes, dims).
@@ -127,7 +97,7 @@ class Window:
         self.slope = x.new_zeros(batch, 1)
         self.asked = torch.ones(batch, 1, dtype=torch.bool, device=x.device)
         self.evaluated = self.known = torch.zeros(batch, 1, dtype=torch.bool, device=x.device)
-        self.age = torch.zeros(batch, 1, dtype=torch.int64, device=x.device)
+        self.age: Host = np.zeros((batch, 1), dtype=np.int64)
         self.noise = None if draw is None else draw(self.samples, self.begin).unsqueeze(1)
         self.diffusion: Tensor | None = None
         self.kick: Tensor | None = None
@@ -141,16 +111,22 @@ class Window:
         """Slots of the nodes to evaluate."""
         return slice(self.history, self.history + self.nodes)
 
-    def index(self) -> tuple[Int[Tensor, "batch nodes"], Bool[Tensor, "batch nodes"]]:
-        """Return the node in every slot of the window, and whether it is one its sample evaluates."""
-        offsets = torch.arange(self.nodes)
-        index = (torch.tensor(self.begin)[:, None] + offsets).clamp_max(self._nodes - 1)
-        inside = offsets < torch.tensor(self.width)[:, None]
-        return send(index, self.z), send(inside, self.z)
+    @property
+    def full(self) -> bool:
+        """Whether all samples have windows of the same width."""
+        return min(self.width) == self.nodes
+
+    def index(self) -> Int[Tensor, "batch nodes"]:
+        """Return the node in every slot of the window."""
+        return send(np.minimum(_column(self.begin) + np.arange(self.nodes), self._nodes - 1), self.z)
+
+    def inside(self, after: int = 0) -> Bool[Tensor, "batch nodes"]:
+        """Say whether the node in every slot, or so many slots later, is one its sample's window holds."""
+        return send(np.arange(after, self.nodes + after) < _column(self.width), self.z)
 
     def age_after(self) -> Int[Tensor, "batch nodes"]:
         """Return the age of the state after every node; after the last there is none."""
-        return torch.cat([self.age[:, 1:], torch.zeros_like(self.age[:, :1])], 1)
+        return send(np.append(self.age[:, 1:], np.zeros_like(self.age[:, :1]), axis=1), self.z)
 
     def slide(
         self,
@@ -181,6 +157,7 @@ class Window:
             for name in _BUFFERS:
                 buffer = getattr(self, name)
                 setattr(self, name, buffer if buffer is None else buffer[kept])
+            self.age = self.age[keep]
         old = _Old(self.begin, self.width, keep)
         stride, end, limit = ([one[i] for i in keep] for one in (stride, end, limit))
         self.samples = [self.samples[i] for i in keep]
@@ -197,36 +174,34 @@ class Window:
     def _move_states(self, known: Tensor, values: Tensor, old: _Old, end: Sequence[int]) -> None:
         """Shift every buffer; in `known` the old slots come first, then the guessed nodes after `end`."""
         history = self.history
-        shift = torch.tensor(self.begin)[:, None] - torch.tensor(old.begin)[:, None]
-        usable = torch.tensor(end)[:, None] - torch.tensor(old.begin)[:, None]
-        slots = torch.arange(history + self.nodes + 1) + shift
-        guessed = history + old.nodes + 1 + slots - (usable + history + 1)
-        source = torch.where(slots <= usable + history, slots, guessed).clamp_max(known.shape[1] - 1)
-        before = send((torch.arange(self.nodes) + shift).clamp_max(old.nodes - 1), known)
-        seen = send(torch.arange(self.nodes) + shift < usable, known)
+        shift, usable = _column(self.begin) - _column(old.begin), _column(end) - _column(old.begin)
+        slots = np.arange(history + self.nodes + 1) + shift
+        source = np.where(slots <= usable + history, slots, old.nodes + slots - usable)
+        before_host = np.minimum(np.arange(self.nodes) + shift, old.nodes - 1)
+        seen_host = np.arange(self.nodes) + shift < usable
+        before, seen = send(before_host, known), send(seen_host, known)
         old_values = self.values[:, history:]
-        self.z = take(known, send(source, known))
+        self.z = take(known, send(np.minimum(source, known.shape[1] - 1), known))
         self.z_before, self.values_before = take(self.argument, before), take(old_values, before)
-        past = torch.arange(history) + shift
-        self.values = torch.cat([take(values, send(past, known)), torch.zeros_like(self.z[:, history + 1 :])], 1)
+        new_values = torch.empty_like(self.z[:, history + 1 :])  # all are written before they are read
+        past = np.arange(history) + shift
+        self.values = torch.cat([take(values, send(past, known)), new_values], 1) if history else new_values
         self.evaluated = seen & self.asked.gather(1, before)
         self.slope = self.slope.gather(1, before)
         self.known = self.known.gather(1, before) & seen
-        self.age = torch.where(seen, self.age.gather(1, before), 0)
+        self.age = np.where(seen_host, np.take_along_axis(self.age, before_host, 1), 0)
 
     def _move_noise(self, old: _Old) -> None:
         if self.noise is None or self._draw is None:
             return
-        nodes = torch.tensor(self.begin)[:, None] + torch.arange(self.nodes)
-        had = nodes - torch.tensor(old.begin)[:, None]
-        kept = had < torch.tensor(old.width)[:, None]
-        moved = take(self.noise, send(had.clamp_max(old.nodes - 1), self.z))
-        fresh = ~kept & (nodes < torch.tensor(self.begin)[:, None] + torch.tensor(self.width)[:, None])
-        place = torch.nonzero(fresh)
-        if len(place):
-            drawn = self._draw([self.samples[i] for i in place[:, 0].tolist()], nodes[fresh].tolist())
-            rows, slots = send(place, self.z).unbind(1)
-            moved[rows, slots] = drawn
+        nodes = _column(self.begin) + np.arange(self.nodes)
+        had = nodes - _column(old.begin)
+        moved = take(self.noise, send(np.minimum(had, old.nodes - 1), self.z))
+        fresh = (had >= _column(old.width)) & (nodes < _column(self.begin) + _column(self.width))
+        rows, slots = np.nonzero(fresh)
+        if len(rows):
+            drawn = self._draw([self.samples[i] for i in rows.tolist()], nodes[fresh].tolist())
+            moved[send(rows, self.z), send(slots, self.z)] = drawn
         self.noise = moved
 
 
@@ -241,5 +216,11 @@ class _Old:
 
 def take(source: Tensor, slots: Tensor) -> Tensor:
     """Take slots of every sample: (batch, slots, ...) and (batch, wanted) to (batch, wanted, ...)."""
+    if len(source) == 1:
+        return source.index_select(1, slots[0])  # the same, in a third of the time
     batch = torch.arange(len(source), device=source.device)[:, None]
     return source[batch, slots]
+
+
+def _column(numbers: Sequence[int]) -> Host:
+    return np.array(numbers)[:, None]
