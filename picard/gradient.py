@@ -58,7 +58,7 @@ def differentiation(setup: Setup, prepared: Prepared) -> Differentiation:
     noise = None if prepared.draw is None else prepared.draw([0], [0])[None]
     zero = torch.zeros(1, dtype=torch.int64, device=x0.device)
     with torch.enable_grad():
-        value = FieldAtNodes(setup, noise, cond)(zero, zero, x0[:1])
+        value = FieldAtNodes(setup, noise, cond)(zero, zero, x0[:1].clone())  # the model may work in place
     captured = [leaf for leaf in _leaves(value) if not any(leaf is copy for copy in copies)]
     return Differentiation([*inputs, *captured], [*copies, *captured], cond)
 

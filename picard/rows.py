@@ -69,7 +69,8 @@ def evaluate(
         The field without noise at every row, shape (rows, *state), and its diffusion, if any.
 
     Raises:
-        InvalidProblemError: if the model's output has another shape, dtype or device than its input.
+        InvalidProblemError: if the model's output has another shape, dtype or device than its input, or the model
+            changes its input in place.
     """
     count, start = len(rows.x), 0
     limit = RowLimit(problem, rows.x)
@@ -77,6 +78,7 @@ def evaluate(
     parts: list[tuple[Tensor, Tensor | None]] = []
     while start < count:
         piece = rows.part(start, min(start + size, count))
+        version = _version(piece.x)
         try:
             parts.append(checked(*problem.field(piece), piece.x))
         except Exception as error:
@@ -85,10 +87,21 @@ def evaluate(
             size = limit.halve(len(piece.x))
         else:
             start += len(piece.x)
+        if _version(piece.x) != version:
+            msg = (
+                "the model must leave its input as it is; it changed the states in place, which are still needed: "
+                "write -x for x.neg_(), or begin with x = x.clone()"
+            )
+            raise InvalidProblemError(msg)
     if len(parts) == 1:
         return parts[0]
     diffusions = [diffusion for _, diffusion in parts if diffusion is not None]
     return torch.cat([value for value, _ in parts]), torch.cat(diffusions) if diffusions else None
+
+
+def _version(x: Tensor) -> int:
+    """Count the changes of a tensor in place; inference tensors do not count them."""
+    return 0 if x.is_inference() else x._version
 
 
 def kicked(value: Tensor, diffusion: Tensor | None, noise: Tensor | None) -> Tensor:

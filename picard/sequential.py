@@ -78,7 +78,7 @@ def follow(
     conditioning = Conditioning(prepared.problem.conditioning(), batch)
     a, b, c = plan.a.tolist(), plan.b.tolist(), plan.c.tolist()
     inputs = [[1.0]] * plan.nodes if plan.inputs is None else plan.inputs.tolist()
-    states, values = deque([x0.to(prepared.wide)], plan.order), deque[Tensor]([], plan.order)
+    states, values = deque([x0.to(prepared.wide, copy=True)], plan.order), deque[Tensor]([], plan.order)
     finite = []
     for node in range(plan.nodes):
         rows = Rows(

@@ -96,9 +96,20 @@ def test_states_of_any_shape() -> None:
 
 def test_inputs_are_left_alone() -> None:
     x0, grid = start(2, 2), times(20)
-    before, solution = x0.clone(), picard.solve(picard.ODE(lambda t, x: x.neg_(), x0), grid, method="euler")
-    assert torch.equal(x0, before), "even by a drift that works in place"
+    before, solution = x0.clone(), picard.solve(picard.ODE(lambda t, x: -x, x0), grid, method="euler")
+    assert torch.equal(x0, before)
     assert solution.final.data_ptr() != x0.data_ptr()
+
+
+@pytest.mark.parametrize("solver", [picard.solve, picard.sequential])
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_drift_that_works_in_place_is_refused(solver: Any, grad: bool) -> None:
+    """Its results would be wrong, since the states are still needed."""
+    x0, grid = start(2, 2), times(20)
+    before = x0.clone()
+    with torch.set_grad_enabled(grad), pytest.raises(picard.InvalidProblemError, match="in place"):
+        solver(picard.ODE(lambda t, x: x.neg_(), x0), grid, method="euler")
+    assert torch.equal(x0, before)
 
 
 def test_representations_show_no_values() -> None:
