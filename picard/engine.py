@@ -82,10 +82,12 @@ def run_round(setup: Setup, window: Window) -> Outcome:
     at = tables.at(index)
     window.slope = _slopes(setup, window, at.factor)
     spread = setup.thinning.fill(window) if setup.thinning else None
-    a, b, c = (at.a, at.b, at.c) if window.full else (one * inside[..., None] for one in (at.a, at.b, at.c))
+    a, b, c = at.a, at.b, at.c
+    if not window.full:
+        a, b, c = a * inside[..., None], b * inside[..., None], c * inside
     forcing = None
     if window.noise is not None and window.diffusion is None:
-        forcing = c * window.noise.flatten(2)
+        forcing = c[..., None] * window.noise.flatten(2)
     mapped = step_map(a, b, window.z, window.values, forcing)
     stale = window.z[:, history + 1 :]
     tested = _tested(setup, window, index)
@@ -101,8 +103,9 @@ def run_round(setup: Setup, window: Window) -> Outcome:
     change = rms(seen, largest(seen))
     values = window.values.clone()
     values[:, history:].addcmul_(window.slope[..., None], argument(inputs, moved[:, :-1], history))
-    yardstick = None if tables.yardstick is None else at.yardstick.squeeze(2)
-    residual, stride, usable, sound = _accept(setup, window, yardstick, inside, tested, states, change, settled, spread)
+    residual, stride, usable, sound = _accept(
+        setup, window, at.yardstick, inside, tested, states, change, settled, spread
+    )
     return Outcome(states, values, change, residual, stride, usable, sound)
 
 

@@ -20,23 +20,19 @@ class Coefficients(NamedTuple):
         b: weights of the field values.
         c: scale of the noise.
         factor: step factor at slope 0, and its change per unit of slope.
-        yardstick: that of the node after; `c` where the plan has none.
+        yardstick: that of the node after, if the plan has any.
     """
 
     a: Tensor
     b: Tensor
     c: Tensor
     factor: Tensor
-    yardstick: Tensor
+    yardstick: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """A plan's coefficients on the state's device, in the dtype of the computation.
-
-    Attributes:
-        packed: what `at` looks up, side by side.
-    """
+    """A plan's coefficients on the state's device, in the dtype of the computation."""
 
     a: Tensor
     b: Tensor
@@ -47,7 +43,6 @@ class Tables:
     yardstick: Tensor | None
     scales: Tensor | None
     inputs: Tensor | None
-    packed: Tensor
 
     @classmethod
     def of(cls, plan: Plan, like: Tensor, time_dtype: torch.dtype) -> Tables:
@@ -56,10 +51,7 @@ class Tables:
         def move(value: Tensor) -> Tensor:
             return value.to(like.dtype).to(like.device)
 
-        yardstick = plan.c if plan.yardstick is None else plan.yardstick
-        after = torch.cat([yardstick[1:], yardstick[-1:]])
         return cls(
-            packed=move(torch.cat([plan.a, plan.b, plan.c[:, None], plan.factor, after[:, None]], 1)),
             a=move(plan.a),
             b=move(plan.b),
             c=move(plan.c),
@@ -72,6 +64,8 @@ class Tables:
         )
 
     def at(self, index: Int[Tensor, "batch nodes"]) -> Coefficients:
-        """Look up the coefficients of nodes, in one go."""
-        order = self.a.shape[1]
-        return Coefficients(*self.packed[index].split([order, order, 1, 2, 1], 2))
+        """Look up the coefficients of nodes."""
+        yardstick = None
+        if self.yardstick is not None:
+            yardstick = self.yardstick[(index + 1).clamp_max(len(self.yardstick) - 1)]
+        return Coefficients(self.a[index], self.b[index], self.c[index], self.factor[index], yardstick)
