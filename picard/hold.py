@@ -14,7 +14,7 @@ from picard.propagate import hold
 from picard.rows import kicked
 from picard.shapes import Float
 from picard.tables import Tables
-from picard.window import Window, take
+from picard.window import Window, column, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +43,15 @@ class Hold:
     ) -> Float[Tensor, "batch count dims"]:
         """Return the held continuation."""
         tables, history = self.tables, window.history
-        last = (np.array(end) - np.array(old_begin))[:, None] + history
-        new, before = np.array(end)[:, None] + np.arange(count), last + np.arange(-history, 1)
+        last = column(end) - column(old_begin) + history
+        new, before = column(end) + np.arange(count), last + np.arange(-history, 1)
         nodes = send(np.minimum(new, len(tables.a) - 1), known)
         z = take(known, send(before, known))
         past = take(values, send(np.maximum(before - 1, 0), known))
         held = self.ahead(window, values, old_begin, end, past[:, -1:].expand(-1, count, -1))
         forcing = None
         if window.noise is not None:
-            slots = np.minimum(new - np.array(window.begin)[:, None], window.noise.shape[1] - 1)
+            slots = np.minimum(new - column(window.begin), window.noise.shape[1] - 1)
             noise = take(window.noise, send(slots, known))
             if window.diffusion is None:
                 forcing = tables.c[nodes][..., None] * noise.flatten(2)

@@ -118,11 +118,11 @@ class Window:
 
     def index(self) -> Int[Tensor, "batch nodes"]:
         """Return the node in every slot of the window."""
-        return send(np.minimum(_column(self.begin) + np.arange(self.nodes), self._nodes - 1), self.z)
+        return send(np.minimum(column(self.begin) + np.arange(self.nodes), self._nodes - 1), self.z)
 
     def inside(self, after: int = 0) -> Bool[Tensor, "batch nodes"]:
         """Say whether the node in every slot, or so many slots later, is one its sample's window holds."""
-        return send(np.arange(after, self.nodes + after) < _column(self.width), self.z)
+        return send(np.arange(after, self.nodes + after) < column(self.width), self.z)
 
     def age_after(self) -> Int[Tensor, "batch nodes"]:
         """Return the age of the state after every node; after the last there is none."""
@@ -174,7 +174,7 @@ class Window:
     def _move_states(self, known: Tensor, values: Tensor, old: _Old, end: Sequence[int]) -> None:
         """Shift every buffer; in `known` the old slots come first, then the guessed nodes after `end`."""
         history = self.history
-        shift, usable = _column(self.begin) - _column(old.begin), _column(end) - _column(old.begin)
+        shift, usable = column(self.begin) - column(old.begin), column(end) - column(old.begin)
         slots = np.arange(history + self.nodes + 1) + shift
         source = np.where(slots <= usable + history, slots, old.nodes + slots - usable)
         before_host = np.minimum(np.arange(self.nodes) + shift, old.nodes - 1)
@@ -194,10 +194,10 @@ class Window:
     def _move_noise(self, old: _Old) -> None:
         if self.noise is None or self._draw is None:
             return
-        nodes = _column(self.begin) + np.arange(self.nodes)
-        had = nodes - _column(old.begin)
+        nodes = column(self.begin) + np.arange(self.nodes)
+        had = nodes - column(old.begin)
         moved = take(self.noise, send(np.minimum(had, old.nodes - 1), self.z))
-        fresh = (had >= _column(old.width)) & (nodes < _column(self.begin) + _column(self.width))
+        fresh = (had >= column(old.width)) & (nodes < column(self.begin) + column(self.width))
         rows, slots = np.nonzero(fresh)
         if len(rows):
             drawn = self._draw([self.samples[i] for i in rows.tolist()], nodes[fresh].tolist())
@@ -222,5 +222,6 @@ def take(source: Tensor, slots: Tensor) -> Tensor:
     return source[batch, slots]
 
 
-def _column(numbers: Sequence[int]) -> Host:
+def column(numbers: Sequence[int]) -> Host:
+    """Make a column, one row a sample, of numbers about samples."""
     return np.array(numbers)[:, None]

@@ -64,17 +64,23 @@ def test_controlnet_runs_inside_the_passes() -> None:
     assert len(calls) > pipe.picard.stats.sequential_evaluations  # the page says that the gain is small
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("in_place", [False, True])
-def test_a_compiled_denoiser(in_place: bool) -> None:
-    pipe, given = pair("sd-no-guidance")
+def recorder() -> tuple[list[Any], Any]:
+    """Return a list, and a backend for `torch.compile` that puts every graph there and runs it as it is."""
     graphs: list[Any] = []
 
     def backend(graph: Any, _: Any) -> Any:
         graphs.append(graph)
         return graph.forward
 
+    return graphs, backend
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_denoiser(in_place: bool) -> None:
+    pipe, given = pair("sd-no-guidance")
+    graphs, backend = recorder()
     torch._dynamo.reset()
     if in_place:
         pipe.unet.compile(backend=backend, dynamic=True)
@@ -87,12 +93,7 @@ def test_a_compiled_denoiser(in_place: bool) -> None:
 
 def test_a_denoiser_with_compiled_blocks() -> None:
     pipe, given = pair("dit")
-    compiled: list[Any] = []
-
-    def backend(graph: Any, _: Any) -> Any:
-        compiled.append(graph)
-        return graph.forward
-
+    compiled, backend = recorder()
     torch._dynamo.reset()
     for block in pipe.transformer.transformer_blocks:
         block.ff.compile(backend=backend, dynamic=True)
