@@ -129,7 +129,7 @@ class Parallel:
         else:
             replay.start_from(*planned.first)
             replay.believe(belief)
-            count(replay.stats, planned, solution)
+            count(replay.stats, planned, solution, options.tolerance)
         finally:
             turn.player = replay
 

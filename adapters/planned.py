@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from picard.device import send
 from picard.plan import Plan
 from picard.progress import RoundInfo
 from picard.solution import Solution, Status
@@ -26,6 +28,7 @@ from .stats import Stats
 _NOISE = 32  # units in the last place that a change may keep because the model rounds
 _SHARE = 1 / 8  # outputs are those before a state's last change: so plan and replay err alike (measured on digits)
 _PATIENCE = 6  # rounds after which it may
+_FLOOR = 4  # units in the last place that count as no change, as in the solver
 _LIMIT = 1e-3  # how far the pipeline's states may be from the plan's; outputs of the wrong loop are much farther
 
 
@@ -61,6 +64,7 @@ class Planned:
         first: the first call and its output.
         evaluations: rows evaluated.
         spared: rounds that needed no evaluation, since the scout had made it.
+        rounding: largest relative error beyond the tolerance that was accepted, since the model rounds.
 
     Raises:
         Unplanned: if the scout has seen something that no plan can say.
@@ -88,6 +92,7 @@ class Planned:
         self._inputs = start.new_zeros(self.nodes, *start.shape)
         self._outputs: list[Tensor] = []  # by phase: (nodes, copies, samples, ...)
         self.evaluations = self.spared = 0
+        self.rounding = 0.0
 
     @property
     def rows(self) -> int:
@@ -112,17 +117,25 @@ class Planned:
         """
         self._check, each = check, self.rows // self._samples
         self._most = sys.maxsize if options.max_rows is None else max(1, options.max_rows // each)
+        method = Weighed(self._problem.trace.plan_, self._problem.trace.w)
+        effect, errors = method.effect.to(self._inputs), [self._inputs.new_zeros(())]
+
+        def note(info: RoundInfo) -> None:
+            errors.append(torch.maximum(errors.pop(), _beyond(info, options.tolerance, effect)))
+            watch(info)
+
         with torch.no_grad():
             solution = solve(
                 self._problem,
                 self.nodes,
-                method=Weighed(self._problem.trace.plan_, self._problem.trace.w),
+                method=method,
                 window=options.window,
                 max_rows=self._most,
                 tolerance=OutputError(options.tolerance),
-                callback=watch,
+                callback=note,
                 throw=False,
             )
+        self.rounding = float(errors[0])
         if any(status is not Status.CONVERGED for status in solution.status):
             msg = "the denoiser returns a value that is not finite"
             raise Unplanned(msg)
@@ -176,14 +189,36 @@ class Weighed(Indexed):
 
     def plan(self, points: Any) -> Plan:
         """Return the plan."""
-        plan = super().plan(points)
-        effect = (plan.b.abs().amax(1) * self.w.abs())[:-1]
-        return replace(plan, yardstick=torch.cat([effect[:1], effect]))
+        return replace(super().plan(points), yardstick=self.effect)
+
+    @property
+    def effect(self) -> Tensor:
+        """What the step to a node makes of an output of size one, by node."""
+        effect = (self.source.b.abs().amax(1) * self.w.abs())[:-1]
+        return torch.cat([effect[:1], effect])
 
 
-def count(stats: Stats, planned: Planned, solution: Solution) -> None:
+def _beyond(info: RoundInfo, tolerance: float, effect: Tensor) -> Tensor:
+    """Return the largest relative error of an output, beyond the tolerance, with which a round accepts a state.
+
+    Args:
+        info: the round; of the states it accepts, the last one is not tested.
+        tolerance: the largest error asked for.
+        effect: what a step makes of an output of size one, by node.
+    """
+    slots = np.arange(info.change.shape[1])
+    begin, tested = np.array(info.begin)[:, None], np.array(info.stride)[:, None] - 1
+    node, accepted = send(np.minimum(begin + slots, len(effect) - 1), effect), send(slots < tested, effect)
+    floor = _FLOOR * torch.finfo(effect.dtype).eps * info.states.flatten(2).square().mean(2).sqrt()
+    error = torch.where(effect[node] > 0, (info.change - floor) / effect[node], 0)
+    return torch.where(accepted & (error > tolerance), error, 0).amax()
+
+
+def count(stats: Stats, planned: Planned, solution: Solution, tolerance: float) -> None:
     """Add what a solve cost to the statistics of a call."""
     stats.mode = "plan"
+    if planned.rounding:
+        stats.stall(tolerance, planned.rounding)
     stats.rounds += solution.stats.rounds - planned.spared
     stats.evaluations += planned.evaluations
     stats.residual = float(solution.residual.max())

@@ -239,12 +239,6 @@ class Replay:
             return True
         recent = [*history, error][-3:]
         if len(recent) == 3 and max(recent) <= min(_NOISE * eps, eps**0.5) and recent[-1] > 0.25 * recent[0]:
-            if not self.stats.stalled:
-                logger.warning(
-                    "the tolerance %g is below the rounding noise of the model (about %.1e): refining stops there",
-                    self.tolerance,
-                    error,
-                )
-            self.stats.stalled = True
+            self.stats.stall(self.tolerance, error)
             return True
         return False

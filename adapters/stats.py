@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+
+logger = logging.getLogger("picard")
 
 
 @dataclass
@@ -39,3 +42,13 @@ class Stats:
     def speedup_bound(self) -> float:
         """Sequential calls per round: the speed-up if a batched call cost no more than a single one."""
         return self.sequential_evaluations / max(self.rounds, 1)
+
+    def stall(self, tolerance: float, error: float) -> None:
+        """Note that refining stopped at the rounding noise of the model, and warn of it once."""
+        if not self.stalled:
+            logger.warning(
+                "the tolerance %g is below the rounding noise of the model (about %.1e): refining stops there",
+                tolerance,
+                error,
+            )
+        self.stalled = True

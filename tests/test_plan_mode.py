@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -67,22 +66,6 @@ def test_what_no_plan_can_say_is_replayed_with_a_reason(name: str) -> None:
     assert type(restore(pipe).unet).__call__ is torch.nn.Module.__call__
 
 
-def test_guidance_that_changes_on_the_way_stays_on_the_plan() -> None:
-    pipe, given = pair("sd-ddim")
-
-    def callback(pipeline: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
-        pipeline._guidance_scale = 60.0 if step >= 5 else 7.5
-        return values
-
-    more = {"callback_on_step_end": callback, "output_type": "latent"}
-    expected, _ = call(pipe, given, **more)
-    usual, _ = call(pipe, given, output_type="latent")
-    found, _ = call(parallelize(pipe, mode="plan"), given, **more)
-    size = float(np.abs(expected).max())
-    assert float(np.abs(usual - expected).max()) > 1e-3 * size
-    assert float(np.abs(found - expected).max()) <= 2e-5 * size
-
-
 def test_a_callback_that_changes_the_state_is_replayed() -> None:
     pipe, given = pair("sd-ddim")
 
@@ -140,41 +123,6 @@ def test_a_step_that_is_not_affine_is_replayed() -> None:
     assert float(np.abs(found - expected).max()) <= 1 / 255
 
 
-def measured(make: Any, samples: int = 2, steps: int = 3) -> Any:
-    one = guidance.Measurement()
-    for _ in range(steps):
-        parts = [torch.randn(samples, 4, 8, 8) for _ in range(2)]
-        one.add(parts, make(*parts))
-    return one.guidance()
-
-
-def test_guidance_is_measured() -> None:
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
-
-    plain = measured(lambda none, text: none + 7.5 * (text - none))
-    torch.testing.assert_close(plain.weights, torch.tensor([[-6.5, 7.5]]).double().expand(3, -1), rtol=0, atol=1e-5)
-    assert plain.rescale == 0
-
-    def rescaled(none: Any, text: Any) -> Any:
-        return rescale_noise_cfg(none + 5 * (text - none), text, guidance_rescale=0.7)
-
-    for samples in (1, 3):
-        found = measured(rescaled, samples)
-        assert found.rescale == pytest.approx(0.7, abs=1e-4)
-        parts = [torch.randn(4, 4, 8, 8) for _ in range(2)]
-        torch.testing.assert_close(
-            found.combine(parts, torch.tensor([0, 2, 1, 0])), rescaled(*parts), rtol=1e-4, atol=1e-4
-        )
-    for bent, why in (
-        (lambda none, text: text.tanh(), "not a weighted sum"),
-        (lambda none, text: text * text.abs().amax((1, 2, 3), keepdim=True), "neither a weighted sum"),
-        (lambda none, text: text * torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1), "neither a weighted sum"),
-        (lambda none, text: none + torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1) * (text - none), "the same for all"),
-    ):
-        with pytest.raises(guidance.Unplanned, match=why):
-            measured(bent)
-
-
 def test_max_rows_hold_in_every_evaluation() -> None:
     pipe, given = pair("sd-ddim")
     expected, _ = call(pipe, given)
@@ -212,32 +160,6 @@ def test_a_denoiser_that_returns_nan_gives_the_sequential_nan() -> None:
     assert pipe.picard.stats.mode == "replay"
     assert "finite" in pipe.picard.stats.reason
     assert found.shape == (2, 8, 8, 3)
-
-
-@pytest.fixture
-def digits(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "digits"))
-    yield import_module("pipeline")
-    for name in ("pipeline", "model"):
-        sys.modules.pop(name, None)
-
-
-@pytest.mark.parametrize(("name", "steps"), [("DPMSolverMultistep", 50), ("DDPM", 60)])
-def test_plan_and_replay_are_equally_accurate_on_a_trained_network(digits: Any, name: str, steps: int) -> None:
-    pipe = digits.DigitsPipeline(digits.load(), getattr(library, f"{name}Scheduler")())
-    pipe.set_progress_bar_config(disable=True)
-
-    def draw() -> Any:
-        return pipe([3, 8], steps, generator=torch.Generator().manual_seed(1)).images
-
-    expected, rounds = draw(), {}
-    for mode in ("replay", "plan"):
-        found = draw() if parallelize(pipe, mode=mode) else None
-        rounds[mode] = pipe.picard.stats.rounds
-        assert pipe.picard.stats.mode == mode
-        assert float(np.abs(found - expected).max()) <= 1e-3
-        restore(pipe)
-    assert rounds["plan"] <= rounds["replay"] + 3 <= steps / 2
 
 
 def table() -> str:
