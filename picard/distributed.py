@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -17,9 +18,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from picard.errors import DistributedError, InvalidProblemError, NotSupportedError, describe
-from picard.grid import Levels, Times
 from picard.memory import out_of_memory
-from picard.noise import Noise
 from picard.problem import Problem
 from picard.ranks import Ranks, digest
 from picard.rows import Rows, checked
@@ -69,6 +68,11 @@ def spread(problem: Problem | SDE, group: dist.ProcessGroup | DeviceMesh | None 
     return SpreadProblem(problem, ranks)
 
 
+def _forwarded(name: str) -> Any:
+    """Make a property that is the same property, or method, of the problem inside."""
+    return property(attrgetter(f"problem.{name}"))
+
+
 @dataclass(frozen=True, eq=False)
 class SpreadProblem(Problem):
     """A problem whose field is evaluated by all ranks together.
@@ -83,52 +87,20 @@ class SpreadProblem(Problem):
     ranks: Ranks
     diffusion: tuple[int, ...] | None = None
 
-    @property
-    def x0(self) -> Tensor:  # type: ignore[override]  # read-only here, as the whole object is
-        """Initial states."""
-        return self.problem.x0
-
-    @property
-    def cond(self) -> Mapping[str, Any]:  # type: ignore[override]
-        """Conditioning."""
-        return self.problem.cond
-
-    @property
-    def noise(self) -> Noise | None:  # type: ignore[override]
-        """Realization of the noise."""
-        return self.problem.noise
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """Shape of one step's noise of one sample."""
-        return self.problem.noise_shape
-
-    @property
-    def callee(self) -> object:
-        """What the field calls."""
-        return self.problem.callee
-
-    @property
-    def noise_in_field(self) -> bool:
-        """Whether noise enters through the field."""
-        return self.problem.noise_in_field
+    x0 = _forwarded("x0")
+    cond = _forwarded("cond")
+    noise = _forwarded("noise")
+    noise_shape = _forwarded("noise_shape")
+    noise_in_field = _forwarded("noise_in_field")
+    callee = _forwarded("callee")
+    points = _forwarded("points")
+    time_dtype = _forwarded("time_dtype")
+    conditioning = _forwarded("conditioning")
 
     @property
     def alone(self) -> Problem:
         """The problem as this process would evaluate it alone."""
         return self.problem
-
-    def points(self, grid: Any) -> Times | Levels:
-        """Check the grid."""
-        return self.problem.points(grid)
-
-    def time_dtype(self, grid: Any) -> torch.dtype:
-        """Return the dtype in which the model is given time."""
-        return self.problem.time_dtype(grid)
-
-    def conditioning(self) -> Mapping[str, Any]:
-        """Return everything that is repeated per row."""
-        return self.problem.conditioning()
 
     def like(self, other: Problem) -> SpreadProblem:
         """Spread another problem over the same ranks."""
