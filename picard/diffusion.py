@@ -25,7 +25,8 @@ class Diffusion(Problem):
         denoiser: the network with its schedule.
         x_T: start, shape (batch, *state), floating, already scaled by the first level's sigma.
         noise: the realization for stochastic samplers; without one, a seed is taken from PyTorch's global generator.
-        cond: keyword arguments of the network; tensors whose first dimension is the batch are repeated per row.
+        cond: keyword arguments of the network; tensors whose first dimension is the batch are repeated per row;
+            one that only looks so is bound with `functools.partial`.
 
     Raises:
         InvalidProblemError: if an argument has the wrong form.

@@ -23,7 +23,8 @@ class ODE(Problem):
         drift: called as `drift(t, x, **cond)` with t (rows,) and x (rows, *state); returns (rows, *state). Rows are
             independent: many times and samples come in one call.
         x0: initial states, shape (batch, *state), floating.
-        cond: keyword arguments of the drift; tensors whose first dimension is the batch are repeated per row.
+        cond: keyword arguments of the drift; tensors whose first dimension is the batch are repeated per row;
+            one that only looks so is bound with `functools.partial`.
 
     Raises:
         InvalidProblemError: if an argument has the wrong form.

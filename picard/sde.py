@@ -30,7 +30,8 @@ class SDE:
         x0: initial states, shape (batch, *state), floating.
         noise: the realization.
         noise_type: `diagonal`, `scalar`, `additive` or `general`, as torchsde names them.
-        cond: keyword arguments of both functions; tensors whose first dimension is the batch are repeated per row.
+        cond: keyword arguments of both functions; tensors whose first dimension is the batch are repeated per row;
+            one that only looks so is bound with `functools.partial`.
 
     Raises:
         InvalidProblemError: if an argument has the wrong form.

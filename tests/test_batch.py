@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -167,3 +168,26 @@ def test_conditioning_is_repeated_per_row(batch: int, max_rows: int | None) -> N
     x0 = torch.stack([mark, torch.linspace(0, 2, batch, dtype=F64)], 1)
     picard.solve(picard.ODE(drift, x0, cond=sent), times(20), method="euler", window=6, max_rows=max_rows)
     assert max(seen) > batch or max_rows is not None
+
+
+def test_a_tensor_bound_to_the_function_stays_whole() -> None:
+    """Its first dimension happens to be the batch; in `cond` it would be repeated."""
+    table = torch.linspace(0.5, 2, BATCH * 2, dtype=F64).view(BATCH, 2).requires_grad_()
+    shapes = set()
+
+    def drift(t: Tensor, x: Tensor, table: Tensor) -> Tensor:
+        shapes.add(tuple(table.shape))
+        return -x * table.sum(0)
+
+    def gradient(table: Tensor) -> Tensor:
+        problem = picard.ODE(partial(drift, table=table), start(BATCH, 2))
+        final = picard.solve(problem, times(20), method="rk4", window=6, tolerance=0.0).final
+        return torch.autograd.grad(final.sum(), table)[0]
+
+    found = gradient(table)
+    assert shapes == {(BATCH, 2)}
+    span = times(20)[-1] - times(20)[0]
+    expected = torch.autograd.grad((start(BATCH, 2) * torch.exp(-span * table.sum(0))).sum(), table)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4)  # RK4 with 20 steps
+    picard.solve(picard.ODE(drift, start(BATCH, 2), cond={"table": table}), times(20), method="rk4")
+    assert len(shapes) > 1
