@@ -11,6 +11,7 @@ from torch import Tensor
 
 from picard.adjoint import AdjointProblem, FieldAtNodes, adjoint_plan
 from picard.device import send
+from picard.entering import Guess
 from picard.extrapolate import Extrapolate
 from picard.hold import Hold
 from picard.plan import Plan
@@ -23,7 +24,6 @@ from picard.shapes import Float
 from picard.tables import Tables
 from picard.tolerance import NoiseRatio, RelAbs, Tolerance
 from picard.trajectory import Trajectory
-from picard.window import Guess
 
 logger = logging.getLogger("picard")
 

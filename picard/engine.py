@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from picard.advance import Advance, Evaluated, Rules, advance
+from picard.aside import Aside
 from picard.certify import Certifier
+from picard.compiled import Compiled
 from picard.device import send
-from picard.linearize import Evidence, Linearization
+from picard.entering import Guess, Linearized, Places
+from picard.linearize import Linearization
 from picard.plan import Plan
 from picard.problem import Problem
-from picard.propagate import argument, correct, finite, largest, rms, squared, step_map, weights
+from picard.propagate import argument
 from picard.rows import Conditioning, Rows, evaluate, kicked
-from picard.shapes import Bool, Float, Int
+from picard.shapes import Float, Int
+from picard.slide import slide
 from picard.tables import Tables
 from picard.thin import Thinning
-from picard.tolerance import Candidates, Tolerance, TotalVariation
-from picard.window import Guess, Window
+from picard.tolerance import Tolerance
+from picard.window import State, Window
 
-_FLOOR = 4  # a change of so many units in the last place is rounding: asking for less would crawl a node a round
+_TINY = 4  # compilers make other code for sizes of one and two
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +46,12 @@ class Setup:
     max_rows: int | None
     certifier: Certifier | None
     thinning: Thinning | None
+    compiled: Compiled | None = None
+
+    @property
+    def rules(self) -> Rules:
+        """How states are corrected and accepted."""
+        return Rules(self.linearization, self.tolerance, self.problem.x0.dtype)
 
     def slots(self, window: Window) -> list[Sequence[int]]:
         """Return the slots that every sample of the window evaluates."""
@@ -50,81 +61,145 @@ class Setup:
         return [thinning.slots(sample) for sample in window.samples]
 
 
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a round found, for every unfinished sample.
+class Outcome(NamedTuple):
+    """What a round found.
 
     Attributes:
-        states: new state after every node, shape (batch, nodes, dims).
-        values: linearized field values at the new states, the history in front, shape (batch, slots, dims).
-        change: root mean square change of every state, shape (batch, nodes).
-        residual: largest change that passed the test, shape (batch,).
-        stride: nodes accepted.
+        found: the field at the nodes of the windows.
+        step: new states.
+        stride: nodes accepted, of every unfinished sample.
         usable: leading nodes whose new state is finite.
-        sound: whether the field at the first node, whose state is exact, is finite.
+        following: the windows slid on already, if the round did that too.
     """
 
-    states: Tensor
-    values: Tensor
-    change: Tensor
-    residual: Tensor
+    found: Evaluated
+    step: Advance
     stride: list[int]
     usable: list[int]
-    sound: list[bool]
+    following: State | None = None
 
 
 def run_round(setup: Setup, window: Window) -> Outcome:
     """Evaluate the window in one model call, propagate, and find what can be accepted; the host waits once."""
-    tables, history = setup.tables, window.history
-    index, inside = window.index(), window.inside()
-    inputs = None if tables.inputs is None else tables.inputs[index]
-    _evaluate(setup, window, index, inputs)
-    at = tables.at(index)
-    window.slope = _slopes(setup, window, at.factor)
-    spread = setup.thinning.fill(window) if setup.thinning else None
-    a, b, c = at.a, at.b, at.c
-    if not window.full:
-        a, b, c = a * inside[..., None], b * inside[..., None], c * inside
-    forcing = None
-    if window.noise is not None and window.diffusion is None:
-        forcing = c[..., None] * window.noise.flatten(2)
-    mapped = step_map(a, b, window.z, window.values, forcing)
-    stale = window.z[:, history + 1 :]
-    tested = _tested(setup, window, index)
-    settled = _settled(setup, window, index, tested, mapped, stale)
-    factors = weights(a, b, inputs, window.slope, history)
-    if settled is None:
-        states = correct(stale, mapped, factors)
-    else:  # settled states stay as they are, and their residual moves nothing after them
-        kept = settled[..., None]
-        states = torch.where(kept, stale, correct(torch.where(kept, mapped, stale), mapped, factors))
-    moved = torch.cat([torch.zeros_like(window.z[:, : history + 1]), states - stale], 1)  # of every state, from z on
-    seen = setup.tolerance.watched(moved[:, history + 1 :])
-    change = rms(seen, largest(seen))
-    values = window.values.clone()
-    values[:, history:].addcmul_(window.slope[..., None], argument(inputs, moved[:, :-1], history))
-    residual, stride, usable, sound = _accept(
-        setup, window, at.yardstick, inside, tested, states, change, settled, spread
+    index = window.state.ahead().clamp_max(setup.plan.nodes - 1)
+    at = setup.tables.at(index)
+    found = _evaluate(setup, window, index, at.inputs)
+    aside, compiled, following = None, setup.compiled, None
+    if setup.certifier is not None or setup.thinning is not None:
+        carries = setup.guess.carries_noise
+        aside = Aside(window, index, setup.thinning, setup.certifier, setup.tolerance, carries)
+    if compiled is None or aside is not None or (compiled.whole is not None and not _fits(setup, window)):
+        step = advance(setup.rules, at, window.state, found, full=window.full, aside=aside)
+    elif compiled.whole is None:
+        step = compiled.advance(at, window.state, found, full=window.full)
+    else:
+        window.draw(window.nodes)
+        limit, ring = send(window.limit, index), None if window.ring is None else window.ring.noise
+        arguments = (setup.tables, window.state, limit, found, ring)
+        step, (following, _) = compiled.whole(*arguments, most=setup.window, full=window.full)
+    counts = torch.stack([step.stride, step.usable], 1)
+    spread = None if aside is None else aside.spread
+    read = (counts if spread is None else torch.cat([counts.to(spread.dtype), spread], 1)).tolist()  # the one wait
+    stride, usable = ([int(row[place]) for row in read] for place in range(2))
+    if setup.thinning is not None:
+        for i, (sample, begin) in enumerate(zip(window.samples, window.begin, strict=True)):
+            stride[i] = min(stride[i], setup.thinning.check(sample, begin, read[i][2:]))
+    return Outcome(found, step, stride, usable, following)
+
+
+def _fits(setup: Setup, window: Window) -> bool:
+    """Say whether a round can slide on by itself: no window gets wider than the widest is now, nor is that tiny."""
+    left = setup.plan.nodes - min(window.begin)
+    return window.nodes == min(setup.window, left) and window.nodes >= _TINY
+
+
+def start(setup: Setup, window: Window) -> None:
+    """Open windows of more than their first node with guesses alone."""
+    state = window.state
+    never = torch.zeros_like(state.begin)
+    values = torch.cat([state.past, state.values], 1)
+    field = Linearized(values, state.slope, None)
+    states = state.z[:, state.history + 1 :]
+    step = Advance(states, field, state.slope, state.slope[:, 0], never, never, state.known, state.age)
+    zeros = [0] * len(window.samples)
+    move(setup, window, Outcome(Evaluated(state.argument, values), step, zeros, zeros), zeros, zeros, window.limit)
+
+
+def move(
+    setup: Setup,
+    window: Window,
+    outcome: Outcome,
+    stride: Sequence[int],
+    end: Sequence[int],
+    most: Sequence[int],
+) -> None:
+    """Slide every window on, drop samples that are through, and guess the nodes that enter.
+
+    Args:
+        setup: the solve.
+        window: the windows; those of the next round afterwards.
+        outcome: what the round found.
+        stride: nodes to pass, per sample.
+        end: last node whose new state is usable, per sample; later ones are guessed again.
+        most: nodes the next window may hold, per sample.
+    """
+    total, (found, step, *_, following) = setup.plan.nodes, outcome
+    unsound = any(usable < width for usable, width in zip(outcome.usable, window.width, strict=True))
+    keep = [i for i, (first, passed) in enumerate(zip(window.begin, stride, strict=True)) if first + passed < total]
+    if not keep:
+        window.samples, window.begin, window.width = [], [], []
+        return
+    if len(keep) < len(stride):
+        rows = send(keep, step.states)
+        found, step, following = (_some(one, rows) for one in (found, step, following))
+        window.keep(keep)
+        stride, end, most = ([one[i] for i in keep] for one in (stride, end, most))
+    old = window.begin
+    window.begin = [first + passed for first, passed in zip(old, stride, strict=True)]
+    window.width = [min(nodes, total - first) for nodes, first in zip(most, window.begin, strict=True)]
+    if following is not None:
+        window.state = following
+        window.narrow(max(window.width))
+        return
+    window.draw()
+    count = max(first + width - 1 - last for first, width, last in zip(window.begin, window.width, end, strict=True))
+    window.state = slide(
+        window.state,
+        found,
+        step,
+        step.stride if setup.thinning is None else send(stride, step.stride),
+        send(window.width, step.stride),
+        setup.guess,
+        nodes=max(window.width),
+        count=max(0, count),
+        unsound=unsound,
+        noise=None if window.ring is None else window.ring.at,
+        places=Places(old, end, window.begin, window.width, window.samples),
     )
-    return Outcome(states, values, change, residual, stride, usable, sound)
 
 
-def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"], inputs: Tensor | None) -> None:
-    """Call the model on the nodes inside their windows and store the field values.
+def _some(value: Any, rows: Tensor) -> Any:
+    """Take rows of all tensors in nested named tuples."""
+    if isinstance(value, tuple):
+        return type(value)(*[_some(one, rows) for one in value])
+    return None if value is None else value[rows]
+
+
+def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"], inputs: Tensor | None) -> Evaluated:
+    """Call the model on the nodes inside their windows.
 
     States that wait for their certificate are evaluated in the same call.
     """
-    tables, nodes = setup.tables, window.nodes
-    window.argument = argument(inputs, window.z[:, : window.history + nodes], window.history)
-    z, sample = window.argument.flatten(0, 1), send(np.repeat(window.samples, nodes), index)
-    node, place = index.flatten(), None
+    state, nodes = window.state, window.nodes
+    given = argument(inputs, state.z[:, : state.history + nodes], state.history)
+    z, sample = given.flatten(0, 1), send(np.repeat(window.samples, nodes), index)
+    node, place, asked = index.flatten(), None, None
     slots = setup.slots(window)
     if sum(map(len, slots)) < index.numel():
         chosen = torch.tensor([i * nodes + j for i, wanted in enumerate(slots) for j in wanted])
         place = send(chosen, z)
         z, node, sample = z[place], node[place], sample[place]
-    every = torch.full(index.shape, place is None, dtype=torch.bool, device=index.device)
-    window.asked = every if place is None else every.flatten().index_fill(0, place, value=True).view_as(index)
+        asked = torch.zeros_like(node, dtype=torch.bool).new_zeros(index.numel()).index_fill(0, place, 1).view_as(index)
     count, arrangement = len(z), (tuple(window.samples), tuple(map(len, slots)))
     certifier = setup.certifier
     if certifier is None or certifier.claim is None:
@@ -137,19 +212,26 @@ def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"], i
         certifier.check(value[count:].flatten(1).to(z.dtype))
         value = value[:count]
 
-    def spread(given: Tensor) -> Tensor:
-        given = given.to(z.dtype)
+    def spread(found: Tensor) -> Tensor:
+        found = found.to(z.dtype)
         if place is not None:
-            given = given.new_zeros(index.numel(), *given.shape[1:]).index_copy(0, place, given)
-        return given.unflatten(0, tuple(index.shape))
+            found = found.new_zeros(index.numel(), *found.shape[1:]).index_copy(0, place, found)
+        return found.unflatten(0, tuple(index.shape))
 
     drift = spread(value)
-    if diffusion is not None and window.noise is not None:
-        window.diffusion = spread(diffusion)
-        scale = tables.kick[index].reshape(*index.shape, *[1] * (window.noise.ndim - 2))
-        field = kicked(drift, window.diffusion, scale * window.noise)
-        window.kick, drift = (field - drift).flatten(2), field
-    window.values[:, window.current()] = drift.flatten(2)
+    noise = None if window.ring is None else window.ring.at(index)
+    kick = None
+    if diffusion is not None and noise is not None:
+        diffusion = spread(diffusion)
+        scale = setup.tables.kick[index].reshape(*index.shape, *[1] * (noise.ndim - 2))
+        field = kicked(drift, diffusion, scale * noise)
+        kick, drift, noise = (field - drift).flatten(2), field, None
+    else:
+        diffusion = None
+    values = drift.flatten(2)
+    if state.history:
+        values = torch.cat([state.past, values], 1)
+    return Evaluated(given, values, None if noise is None else noise.flatten(2), asked, diffusion, kick)
 
 
 def call_model(
@@ -164,87 +246,3 @@ def call_model(
     state, cond = z.to(x0.dtype).unflatten(1, x0.shape[1:]), setup.conditioning.of(arrangement, sample)
     rows = Rows(setup.tables.times[node], state, cond, None if scales is None else scales[node])
     return evaluate(setup.problem, rows, setup.max_rows)
-
-
-def _slopes(setup: Setup, window: Window, factor: Float[Tensor, "batch nodes 2"]) -> Float[Tensor, "batch nodes"]:
-    """Choose the slope of every node from its last two evaluations."""
-    product = square = torch.zeros_like(window.slope)
-    measured = torch.zeros_like(window.known)
-    path = setup.certifier is not None and not setup.certifier.law
-    if setup.linearization.measures or path:
-        z = window.argument
-        moved, answered = z - window.z_before, window.values[:, window.current()] - window.values_before
-        product, square = torch.linalg.vecdot(moved, answered), squared(moved)
-        noticeable = square > (_FLOOR * torch.finfo(z.dtype).eps) ** 2 * squared(z)
-        measured = window.evaluated & window.asked & noticeable & finite(product) & (square < math.inf)
-        if path and setup.certifier is not None:
-            setup.certifier.measure(torch.where(measured, squared(answered) / square, 0))
-    window.known = window.known | measured
-    evidence = Evidence(factor[..., 0], factor[..., 1], product, square, measured, window.slope, window.known)
-    return setup.linearization.slopes(evidence)
-
-
-def _accept(
-    setup: Setup,
-    window: Window,
-    yardstick: Float[Tensor, "batch nodes"] | None,
-    inside: Bool[Tensor, "batch nodes"],
-    tested: Bool[Tensor, "batch nodes"],
-    states: Float[Tensor, "batch nodes dims"],
-    change: Float[Tensor, "batch nodes"],
-    settled: Bool[Tensor, "batch nodes"] | None,
-    spread: Float[Tensor, "batch nodes"] | None,
-) -> tuple[Tensor, list[int], list[int], list[bool]]:
-    """Find the longest prefix within the tolerance. The first state is exact; the last may be accepted untested."""
-    window.age = window.age + 1
-    top = largest(states)
-    size = rms(states, top)
-    bound = setup.tolerance.bound(Candidates(size, window.age_after(), yardstick))
-    bound = setup.linearization.share * bound + _FLOOR * torch.finfo(states.dtype).eps * size
-    close = (change <= bound) & (change < math.inf) & tested
-    passed = close.cumprod(1).bool() if settled is None else settled
-    usable = ((top.to(setup.problem.x0.dtype) < math.inf) & inside).cumprod(1).sum(1)
-    stride = torch.minimum(1 + passed.sum(1), usable)
-    sound = finite(window.values[:, window.history].sum(1))
-    residual = torch.where(passed, change, 0).amax(1)
-    counts = torch.stack([stride, usable, sound.long()], 1)
-    found = (counts if spread is None else torch.cat([counts.to(spread.dtype), spread], 1)).tolist()  # the one wait
-    strides, usables, sounds = ([int(row[place]) for row in found] for place in range(3))
-    if setup.thinning is not None:
-        for i, (sample, begin) in enumerate(zip(window.samples, window.begin, strict=True)):
-            strides[i] = min(strides[i], setup.thinning.check(sample, begin, found[i][3:]))
-    return residual, strides, usables, [flag > 0 for flag in sounds]
-
-
-def _tested(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"]) -> Bool[Tensor, "batch nodes"]:
-    """Say after which nodes the state is one that can be tested, and passed: it is in the window, and not the last."""
-    tested = window.inside(after=1)
-    if setup.certifier is None:
-        return tested
-    return tested & ~setup.certifier.exact_only((index + 1).clamp_max(setup.plan.nodes - 1))
-
-
-def _settled(
-    setup: Setup,
-    window: Window,
-    index: Int[Tensor, "batch nodes"],
-    tested: Bool[Tensor, "batch nodes"],
-    mapped: Float[Tensor, "batch nodes dims"],
-    stale: Float[Tensor, "batch nodes dims"],
-) -> Bool[Tensor, "batch nodes"] | None:
-    """Say which states are accepted as they stand, if the tolerance looks at the residual and not at the change.
-
-    The residual of a state is minus the defect of the increment that leads to it, so it is certified for nothing. That
-    of a guess without noise holds the step's own, which no acceptance may depend on: such a state waits for a round.
-    """
-    certifier = setup.certifier
-    if not isinstance(setup.tolerance, TotalVariation) or certifier is None:
-        return None
-    samples = send(window.samples, index)
-    square = squared(mapped - stale)
-    share = (index + 1).to(square.dtype) / setup.plan.nodes
-    spent = certifier.kl[samples, None] + certifier.divergence(index, square).cumsum(1)
-    within = (spent <= setup.tolerance.budget * share) & tested
-    settled = (within & ((window.age_after() > 0) | setup.guess.carries_noise)).cumprod(1).bool()
-    certifier.add(samples, index, settled, square)
-    return settled

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from picard.device import send
+from picard.entering import Entering
 from picard.errors import InvalidProblemError, describe
 from picard.hold import Hold
 from picard.plan import Plan
 from picard.shapes import Float
 from picard.tables import Tables
-from picard.window import Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +61,9 @@ class Along(Hold):
 
     expected: Tensor
 
-    def ahead(
-        self,
-        window: Window,
-        values: Float[Tensor, "batch evaluated dims"],
-        old_begin: Sequence[int],
-        end: Sequence[int],
-        held: Float[Tensor, "batch count dims"],
-    ) -> Float[Tensor, "batch count dims"]:
+    def ahead(self, entering: Entering, held: Float[Tensor, "batch count dims"]) -> Float[Tensor, "batch count dims"]:
         """Return the field values assumed at the new nodes: the last one's difference to the expected one is held."""
-        first = torch.tensor(end)[:, None]
-        nodes = (first + torch.arange(held.shape[1])).clamp_max(len(self.expected) - 1)
-        samples, source = send(window.samples, held)[:, None], send((first - 1).clamp_min(0), held)
-        off = torch.where(send(first > 0, held)[..., None], held - self.expected[source, samples], 0)
-        return self.expected[send(nodes, held), samples] + off
+        nodes, samples = entering.new().clamp_max(len(self.expected) - 1), send(entering.places.samples, held)[:, None]
+        met = entering.end > 0  # before the first evaluation there is no last value
+        off = torch.where(met[..., None], held - self.expected[(entering.end - 1).clamp_min(0), samples], 0)
+        return self.expected[nodes, samples] + off

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from picard.device import send
+from picard.entering import Entering
 from picard.hold import Hold
 from picard.plan import Plan
 from picard.shapes import Float, Int
 from picard.tables import Tables
-from picard.window import Window, take
 
 _DEGREES = 5  # 0 to 4; two more win 2 % of the rounds on the hard problems
 
@@ -43,41 +42,35 @@ class Extrapolate(Hold):
         steady = bool((pace > 0).all()) or bool((pace < 0).all())
         return cls(tables, state, plan.times if steady else torch.arange(plan.nodes).double(), stages)
 
-    def ahead(
-        self,
-        window: Window,
-        values: Float[Tensor, "batch evaluated dims"],
-        old_begin: Sequence[int],
-        end: Sequence[int],
-        held: Float[Tensor, "batch count dims"],
-    ) -> Float[Tensor, "batch count dims"]:
+    def ahead(self, entering: Entering, held: Float[Tensor, "batch count dims"]) -> Float[Tensor, "batch count dims"]:
         """Return the field values assumed at the new nodes."""
-        if window.diffusion is not None:
+        if entering.diffusion is not None:
             return held
-        first, start = torch.tensor(end), (torch.tensor(old_begin) - window.history)[:, None]
+        places = entering.places
+        first, start = torch.tensor(places.end), (torch.tensor(places.old_begin) - entering.history)[:, None]
         enough = (first - start[:, 0].clamp_min(0)) // self.stages  # whole steps whose field values are known
-        entering = torch.tensor(window.begin) + torch.tensor(window.width) - 1 - first
-        distance = torch.minimum(-(-entering // self.stages), enough - _DEGREES).clamp_min(1)
+        wanted = torch.tensor(places.begin) + torch.tensor(places.width) - 1 - first
+        distance = torch.minimum(-(-wanted // self.stages), enough - _DEGREES).clamp_min(1)
 
         def at(nodes: Int[Tensor, "batch steps stages"]) -> Float[Tensor, "batch steps stages dims"]:
             slots = (nodes.flatten(1) - start).clamp_min(0)
-            return take(values, send(slots, values)).unflatten(1, nodes.shape[1:])
+            return entering.field.at(send(slots, held)).unflatten(1, nodes.shape[1:])
 
         stage, new = torch.arange(self.stages), torch.arange(held.shape[1])
         latest = (first[:, None] - self.stages + stage)[:, None]  # nodes of the latest step
         past = latest - (torch.arange(_DEGREES) * self.stages)[:, None]
         source = past - (distance * self.stages)[:, None, None]
         trial = self._weights(source.transpose(1, 2), latest[:, 0])
-        missed = torch.einsum("bsqi,bisd->bqsd", send(trial.to(values.dtype), values), at(source)) - at(latest)
+        missed = torch.einsum("bsqi,bisd->bqsd", send(trial.to(held.dtype), held), at(source)) - at(latest)
         score = missed.square().sum((2, 3))
         tried = torch.arange(1, _DEGREES + 1) + distance[:, None] <= enough[:, None]
         score = torch.where(send(tried, score) & torch.isfinite(score), score, torch.inf)
         degree = torch.where(torch.isfinite(score).any(1), score.argmin(1), 0)
 
         weights = self._weights(past[..., new % self.stages].transpose(1, 2), first[:, None] + new)
-        weights = send(weights.to(values.dtype), values)
+        weights = send(weights.to(held.dtype), held)
         chosen = weights.gather(2, degree[:, None, None, None].expand(-1, len(new), 1, _DEGREES)).squeeze(2)
-        own = send((new[:, None] % self.stages == stage).to(values.dtype), values)
+        own = send((new[:, None] % self.stages == stage).to(held.dtype), held)
         found = torch.bmm((chosen[..., None] * own[:, None]).flatten(2), at(past).flatten(1, 2))
         sound = torch.isfinite(found).flatten(1).all(1) & send(enough > 0, found)
         return torch.where(sound[:, None, None], found, held)

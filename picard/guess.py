@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from picard.device import send
+from picard.device import send, take
+from picard.entering import Entering, Guess
 from picard.errors import InvalidProblemError, close_match, describe
 from picard.expected import Expected
 from picard.extrapolate import Extrapolate
@@ -18,7 +18,6 @@ from picard.plan import Plan
 from picard.shapes import Float
 from picard.solution import Solution
 from picard.tables import Tables
-from picard.window import Guess, Window, take
 
 GUESSES = ("extrapolate", "hold", "copy")
 
@@ -28,18 +27,9 @@ class Copy:
 
     carries_noise: ClassVar[bool] = False
 
-    def __call__(
-        self,
-        window: Window,
-        known: Float[Tensor, "batch slots dims"],
-        values: Float[Tensor, "batch evaluated dims"],
-        old_begin: Sequence[int],
-        end: Sequence[int],
-        count: int,
-    ) -> Float[Tensor, "batch count dims"]:
+    def __call__(self, entering: Entering) -> Float[Tensor, "batch count dims"]:
         """Return copies of the state at `end`."""
-        last = torch.tensor(end)[:, None] - torch.tensor(old_begin)[:, None] + window.history
-        return take(known, send(last, known)).expand(-1, count, -1)
+        return take(entering.known, entering.slot).expand(-1, entering.wanted, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,19 +43,10 @@ class Warm:
     carries_noise: ClassVar[bool] = False
     states: Tensor
 
-    def __call__(
-        self,
-        window: Window,
-        known: Float[Tensor, "batch slots dims"],
-        values: Float[Tensor, "batch evaluated dims"],
-        old_begin: Sequence[int],
-        end: Sequence[int],
-        count: int,
-    ) -> Float[Tensor, "batch count dims"]:
+    def __call__(self, entering: Entering) -> Float[Tensor, "batch count dims"]:
         """Return the trajectory's states."""
-        nodes = (torch.tensor(end)[:, None] + torch.arange(1, count + 1)).clamp_max(len(self.states) - 1)
-        samples = torch.tensor(window.samples)[:, None].expand_as(nodes)
-        return self.states[send(nodes, self.states), send(samples, self.states)]
+        nodes = entering.new(1).clamp_max(len(self.states) - 1)
+        return self.states[nodes, send(entering.places.samples, nodes)[:, None]]
 
 
 def resolve_guess(

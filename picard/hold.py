@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
+import torch
 from torch import Tensor
 
-from picard.device import send
+from picard.device import take
+from picard.entering import Entering
 from picard.propagate import hold
 from picard.rows import kicked
 from picard.shapes import Float
 from picard.tables import Tables
-from picard.window import Window, column, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,49 +31,33 @@ class Hold:
     tables: Tables
     state: tuple[int, ...]
 
-    def __call__(
-        self,
-        window: Window,
-        known: Float[Tensor, "batch slots dims"],
-        values: Float[Tensor, "batch evaluated dims"],
-        old_begin: Sequence[int],
-        end: Sequence[int],
-        count: int,
-    ) -> Float[Tensor, "batch count dims"]:
+    def __call__(self, entering: Entering) -> Float[Tensor, "batch count dims"]:
         """Return the held continuation."""
-        tables, history = self.tables, window.history
-        last = column(end) - column(old_begin) + history
-        new, before = column(end) + np.arange(count), last + np.arange(-history, 1)
-        nodes = send(np.minimum(new, len(tables.a) - 1), known)
-        z = take(known, send(before, known))
-        past = take(values, send(np.maximum(before - 1, 0), known))
-        held = self.ahead(window, values, old_begin, end, past[:, -1:].expand(-1, count, -1))
-        forcing = None
-        if window.noise is not None:
-            slots = np.minimum(new - column(window.begin), window.noise.shape[1] - 1)
-            noise = take(window.noise, send(slots, known))
-            if window.diffusion is None:
-                forcing = tables.c[nodes][..., None] * noise.flatten(2)
+        tables, history = self.tables, entering.history
+        nodes = entering.new().clamp_max(len(tables.a) - 1)
+        before = entering.slot + torch.arange(-history, 1, device=nodes.device)
+        z = take(entering.known, before)
+        past = entering.field.at((before - 1).clamp_min(0))
+        held = self.ahead(entering, past[:, -1:].expand(-1, entering.wanted, -1))
+        c = noise = None
+        if entering.noise is not None:
+            drawn = entering.noise(nodes)
+            if entering.diffusion is None:
+                c, noise = tables.c[nodes], drawn.flatten(2)
             else:
-                held = self._kicked(window, held, send(last - 1 - history, known), nodes, noise)
-        return hold(tables.a[nodes], tables.b[nodes], z, past[:, 1:], held, forcing)
+                held = self._kicked(entering, held, nodes, drawn)
+        return hold(tables.a[nodes], tables.b[nodes], z, past[:, 1:], held, c, noise)
 
-    def ahead(
-        self,
-        window: Window,
-        values: Float[Tensor, "batch evaluated dims"],
-        old_begin: Sequence[int],
-        end: Sequence[int],
-        held: Float[Tensor, "batch count dims"],
-    ) -> Float[Tensor, "batch count dims"]:
+    def ahead(self, entering: Entering, held: Float[Tensor, "batch count dims"]) -> Float[Tensor, "batch count dims"]:
         """Return the field values assumed at the new nodes: here the last one, held."""
         return held
 
-    def _kicked(self, window: Window, held: Tensor, source: Tensor, nodes: Tensor, noise: Tensor) -> Tensor:
+    def _kicked(self, entering: Entering, held: Tensor, nodes: Tensor, noise: Tensor) -> Tensor:
         """Replace the source node's own increment in the held value by that of every new node's step."""
-        if window.diffusion is None or window.kick is None:
+        if entering.diffusion is None or entering.kick is None:
             return held
-        drift = (held - take(window.kick, source)).unflatten(2, self.state)
-        diffusion = take(window.diffusion, source)
+        source = entering.slot - 1 - entering.history
+        drift = (held - take(entering.kick, source)).unflatten(2, self.state)
+        diffusion = take(entering.diffusion, source)
         kick = self.tables.kick[nodes].reshape(*nodes.shape, *[1] * (noise.ndim - 2))
         return kicked(drift, diffusion.expand(-1, nodes.shape[1], *diffusion.shape[2:]), kick * noise).flatten(2)

@@ -14,10 +14,10 @@ from picard.grid import Levels
 from picard.plan import Integrator, Plan
 from picard.problem import Problem
 from picard.registry import resolve
+from picard.ring import Draw
 from picard.sde import SDE
 from picard.shapes import Float
 from picard.tables import Tables
-from picard.window import Draw
 
 
 @dataclass(frozen=True, eq=False)

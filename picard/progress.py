@@ -63,10 +63,10 @@ class Progress:
                 raise MissingDependencyError("tqdm", "demo") from error
             self._bar = tqdm(total=total, unit="step")
 
-    def update(self, done: int) -> None:
-        """Show that `done` steps have converged in all."""
+    def show(self, done: Callable[[], int]) -> None:
+        """Show how many steps have converged in all, which is worked out only for a bar."""
         if self._bar is not None:
-            self._bar.update(done - self._bar.n)
+            self._bar.update(done() - self._bar.n)
 
     def __enter__(self) -> Progress:  # noqa: PYI034  # beartype cannot read Self on a method
         """Use as a context manager."""

@@ -13,7 +13,8 @@ def step_map(
     b: Float[Tensor, "batch nodes order"],
     z: Float[Tensor, "batch states dims"],
     values: Float[Tensor, "batch evaluated dims"],
-    forcing: Float[Tensor, "batch nodes dims"] | None,
+    c: Float[Tensor, "batch nodes"] | None,
+    noise: Float[Tensor, "batch nodes dims"] | None,
 ) -> Float[Tensor, "batch nodes dims"]:
     """Apply the recurrence once at every node, from the states as they are: `sum_p a z + sum_p b F + c xi`.
 
@@ -22,7 +23,8 @@ def step_map(
         b: weights of the field values, newest first.
         z: states from `order - 1` nodes before the first one on, at least nodes + order - 1 of them.
         values: field values at the same nodes, at least nodes + order - 1.
-        forcing: the noise `c xi` of every node, if any.
+        c: scale of the noise, if any.
+        noise: the noise xi of every node.
 
     Returns:
         The state after every node.
@@ -35,7 +37,7 @@ def step_map(
         if p > 0:
             after.addcmul_(a[:, :, p, None], z[:, past])
         after.addcmul_(b[:, :, p, None], values[:, past])
-    return after if forcing is None else after.add_(forcing)
+    return after if c is None or noise is None else after.addcmul_(c[:, :, None], noise)
 
 
 def argument(
@@ -73,10 +75,10 @@ def response(weights: Float[Tensor, "batch nodes order"]) -> Float[Tensor, "batc
     Returns:
         The inverse, unit lower triangular: column j says how all unknowns answer to r[j].
     """
-    batch, nodes, order = weights.shape
-    identity = torch.eye(nodes, dtype=weights.dtype, device=weights.device).expand(batch, nodes, nodes)
-    system = identity.clone(memory_format=torch.contiguous_format)
-    for p in range(min(order, nodes - 1)):
+    nodes, order = weights.shape[1:]
+    identity = torch.eye(nodes, dtype=weights.dtype, device=weights.device)
+    system = torch.diag_embed(-weights[:, 1:, 0], -1)  # its diagonal is taken as one, whatever stands there
+    for p in range(1, min(order, nodes - 1)):
         system.diagonal(-1 - p, 1, 2).copy_(-weights[:, 1 + p :, p])
     return torch.linalg.solve_triangular(system, identity, upper=False, unitriangular=True)
 
@@ -114,7 +116,8 @@ def hold(
     z: Float[Tensor, "batch order dims"],
     values: Float[Tensor, "batch history dims"],
     held: Float[Tensor, "batch nodes dims"],
-    forcing: Float[Tensor, "batch nodes dims"] | None,
+    c: Float[Tensor, "batch nodes"] | None,
+    noise: Float[Tensor, "batch nodes dims"] | None,
 ) -> Float[Tensor, "batch nodes dims"]:
     """Run the recurrence on with held field values: the guess for nodes never evaluated.
 
@@ -124,13 +127,14 @@ def hold(
         z: the last `order` states, the newest being the first new node's.
         values: the `order - 1` field values before the first new node.
         held: field values assumed at the new nodes.
-        forcing: the noise of the new nodes, if any.
+        c: scale of the noise of the new nodes, if any.
+        noise: the noise of the new nodes.
 
     Returns:
         The state after every new node.
     """
     known = torch.cat([z, torch.zeros_like(held[:, 1:])], 1)
-    right = step_map(a, b, known, torch.cat([values, held], 1), forcing)
+    right = step_map(a, b, known, torch.cat([values, held], 1) if values.shape[1] else held, c, noise)
     return torch.bmm(response(a), right)
 
 

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from picard.device import send
-from picard.engine import Outcome, Setup, call_model, run_round
+from picard.engine import Outcome, Setup, call_model, move, run_round, start
 from picard.errors import NonFiniteError
 from picard.expected import Along
 from picard.hold import Hold
 from picard.memory import RowLimit
 from picard.prepare import Prepared
 from picard.progress import Callback, Progress, RoundInfo
+from picard.propagate import finite
+from picard.ring import Ring
 from picard.solution import Solution, Stats, Status
+from picard.thin import REACH
 from picard.tolerance import TotalVariation
 from picard.trajectory import Trajectory
 from picard.window import Window
@@ -42,16 +45,18 @@ class Run:
         self.setup, self.prepared, self.trajectory = setup, prepared, trajectory
         self.max_rounds, self.callback = max_rounds, callback
         self.started = time.perf_counter()
-        self.window = Window(setup.plan, x0.to(prepared.wide).flatten(1), prepared.draw)
-        self.limit = [setup.window] * batch
+        ring = None
+        if prepared.draw is not None:
+            compiled = setup.compiled is not None and setup.compiled.whole is not None
+            reach = setup.window * (REACH if setup.thinning else 2 if compiled else 1)
+            ring = Ring(prepared.draw, batch, setup.plan.nodes, reach, setup.problem.noise_shape)
+        self.window = Window(setup.plan, x0.to(prepared.wide).flatten(1), ring, setup.window)
         self.reached = [0] * batch  # nodes accepted, per sample
         self.status = [Status.CONVERGED] * batch
         self.residual = torch.zeros(batch, dtype=prepared.wide, device=x0.device)
         self.rounds, self.evaluations, self.syncs = 0, evaluations, 0
         if setup.window > 1 and (isinstance(setup.guess, Along) or not isinstance(setup.guess, Hold)):
-            start = self.window
-            zeros = [0] * batch
-            start.slide(start.z[:, start.history + 1 :], start.values, zeros, zeros, self.limit, setup.guess)
+            start(setup, self.window)
 
     def finish(self, bar: Progress, *, throw: bool) -> Solution:
         """Run round after round until every sample is through, or something ends the solve."""
@@ -69,30 +74,33 @@ class Run:
             self._slide(outcome)
             if failed is not None:
                 self._end(Status.STOPPED)
-                raise self._non_finite(sample, node, "state" if outcome.sound[failed] else "drift")
-            bar.update(sum(self._steps()))
-            if self.callback is not None and self.callback(info):
+                first = outcome.found.values[failed, window.state.history]
+                raise self._non_finite(sample, node, "state" if bool(finite(first).all()) else "drift")
+            bar.show(lambda: sum(self._steps()))
+            if info is not None and self.callback is not None and self.callback(info):
                 self._end(Status.STOPPED)
                 break
         self._check_last_claims()
         return self._solution()
 
-    def _record(self, outcome: Outcome, rows: int) -> RoundInfo:
-        """Count the round, keep the accepted states, and mark samples whose model failed."""
-        window = self.window
+    def _record(self, outcome: Outcome, rows: int) -> RoundInfo | None:
+        """Count the round, keep the accepted states, mark samples whose model failed, and tell it if anyone listens."""
+        window, step = self.window, outcome.step
         self.rounds += 1
         self.syncs += 1
         if len(window.samples) == len(self.residual):
-            self.residual = torch.maximum(self.residual, outcome.residual)
+            self.residual = torch.maximum(self.residual, step.residual)
         else:
             samples = send(window.samples, self.residual)
-            self.residual[samples] = torch.maximum(self.residual[samples], outcome.residual)
-        self.trajectory.store(window.samples, window.begin, outcome.stride, outcome.states)
+            self.residual[samples] = torch.maximum(self.residual[samples], step.residual)
+        self.trajectory.store(window.samples, window.begin, outcome.stride, step.states)
         self._claim(outcome)
         for i, sample in enumerate(window.samples):
             self.reached[sample] += outcome.stride[i]
             if outcome.usable[i] == 0:
                 self.status[sample] = Status.NON_FINITE
+        if self.callback is None and not logger.isEnabledFor(logging.DEBUG):
+            return None
         info = RoundInfo(
             round=self.rounds,
             samples=tuple(window.samples),
@@ -102,8 +110,8 @@ class Run:
             converged=self._steps(),
             steps=self.setup.plan.steps,
             rows=rows,
-            change=outcome.change,
-            states=outcome.states.unflatten(2, self.setup.problem.x0.shape[1:]),
+            change=step.change,
+            states=step.states.unflatten(2, self.setup.problem.x0.shape[1:]),
         )
         logger.debug("round %d: %d rows, converged %s", info.round, info.rows, info.converged)
         return info
@@ -114,8 +122,8 @@ class Run:
         if certifier is None:
             return
         if not isinstance(self.setup.tolerance, TotalVariation):
-            states, values = outcome.states, outcome.values[:, window.history + 1 :]
-            certifier.accept(window.samples, window.begin, outcome.stride, states, values)
+            step = outcome.step
+            certifier.accept(window.samples, window.begin, outcome.stride, step.states, step.field.inner())
         cut = zip(window.samples, outcome.usable, window.width, strict=True)
         certifier.void([sample for sample, usable, width in cut if usable < width])
 
@@ -140,26 +148,24 @@ class Run:
     def _slide(self, outcome: Outcome) -> None:
         """Slide every window; one with useless nodes is halved, and doubles again with every clean round."""
         window = self.window
-        states, end, stride = outcome.states, [], list(outcome.stride)
-        for i, sample in enumerate(window.samples):
+        end, stride = [], list(outcome.stride)
+        for i, limit in enumerate(window.limit):
+            grown = min(2 * limit, self.setup.window)
             clean = outcome.usable[i] == window.width[i]
-            grown = min(2 * self.limit[sample], self.setup.window)
-            self.limit[sample] = grown if clean else max(1, min(self.limit[sample], window.width[i]) // 2)
+            window.limit[i] = grown if clean else max(1, min(limit, window.width[i]) // 2)
             end.append(window.begin[i] + outcome.usable[i])
             if outcome.usable[i] == 0:  # the model failed: leave the sample where it is, and go on without it
                 self._repeat(i)
                 stride[i] = self.setup.plan.nodes
-        if any(usable < width for usable, width in zip(outcome.usable, window.width, strict=True)):
-            states = torch.nan_to_num(states, posinf=0.0, neginf=0.0)
-        limit, thinning = [self.limit[sample] for sample in window.samples], self.setup.thinning
+        most, thinning = window.limit, self.setup.thinning
         if thinning is not None:
-            moves = zip(window.samples, window.begin, stride, end, limit, strict=True)
-            limit = [thinning.slide(*move) for move in moves]
-        window.slide(states, outcome.values, stride, end, limit, self.setup.guess)
+            moves = zip(window.samples, window.begin, stride, end, most, strict=True)
+            most = [thinning.slide(*move) for move in moves]
+        move(self.setup, window, outcome, stride, end, most)
 
     def _repeat(self, i: int) -> None:
         window = self.window
-        self.trajectory.repeat(window.samples[i], window.begin[i], window.z[i, window.history])
+        self.trajectory.repeat(window.samples[i], window.begin[i], window.state.z[i, window.state.history])
 
     def _end(self, status: Status) -> None:
         for i, sample in enumerate(self.window.samples):

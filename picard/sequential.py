@@ -101,7 +101,7 @@ def follow(
         states.append(after)
         finite.append(torch.stack([torch.isfinite(one.to(x0.dtype).flatten(1)).all(1) for one in (value, after)]))
         trajectory.store(samples, [node] * batch, [1] * batch, after.reshape(batch, 1, -1))
-        bar.update(prepared.steps_at[node + 1] * batch)
+        bar.show(lambda node=node: prepared.steps_at[node + 1] * batch)  # type: ignore[misc]
     bad = ~torch.stack(finite).cpu()  # (nodes, value or state, batch): one wait for the device, at the end
     stats = Stats(plan.nodes, plan.nodes * batch, plan.nodes, batch, 1, 1, time.perf_counter() - started)
     solution = Solution(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from picard.certify import Certifier
 from picard.choice import choose
+from picard.compiled import compiled
 from picard.engine import Setup
 from picard.errors import InvalidProblemError, describe
 from picard.expected import Expected
@@ -49,6 +50,7 @@ def solve(
     guess: str | Tensor | Solution | Expected | None = None,
     save: Literal["last", "all"] | Sequence[int] | Tensor = "last",
     certify: bool = False,
+    compile: bool | Mapping[str, Any] = False,  # noqa: A002  # what everybody calls it
     callback: Callback | None = None,
     progress: bool = False,
     throw: bool = True,
@@ -81,6 +83,10 @@ def solve(
         save: `"last"`, `"all"`, or indices of grid points; memory is proportional to the window plus what is saved.
         certify: whether to measure how far the result can be from the sequential solver's, see `LawCertificate` and
             `PathCertificate`; accepted states are evaluated once more, together with the next round's.
+        compile: whether to compile what a round does outside the model, or keyword arguments of `torch.compile` for it.
+            The first solve of a kind then takes up to a minute longer, later ones less time, which counts where the
+            model takes a few milliseconds. The model is left as it is. Rounds that certify or leave out evaluations
+            are not compiled.
         callback: called with a `RoundInfo` after every round; a true return value ends the solve.
         progress: whether to show a tqdm bar.
         throw: whether to raise if a sample does not converge; otherwise its `status` says so.
@@ -119,6 +125,7 @@ def solve(
         Certifier(prepared.problem, plan, prepared.tables) if certified else None,
         thinning(plan, rule, slopes, start),
     )
+    setup = replace(setup, compiled=compiled(setup.rules, start, compile))
     prepared.problem.agree(
         lambda: {
             "the method on the grid": plan,

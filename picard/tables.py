@@ -21,6 +21,7 @@ class Coefficients(NamedTuple):
         c: scale of the noise.
         factor: step factor at slope 0, and its change per unit of slope.
         yardstick: that of the node after, if the plan has any.
+        inputs: weights of the states whose sum the field is evaluated at, if it is such a sum.
     """
 
     a: Tensor
@@ -28,11 +29,15 @@ class Coefficients(NamedTuple):
     c: Tensor
     factor: Tensor
     yardstick: Tensor | None
+    inputs: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """A plan's coefficients on the state's device, in the dtype of the computation."""
+    """A plan's coefficients on the state's device, in the dtype of the computation.
+
+    The yardstick is that of the node after, by which the state after a node is judged; the last node's is its own.
+    """
 
     a: Tensor
     b: Tensor
@@ -58,14 +63,12 @@ class Tables:
             factor=move(plan.factor),
             kick=move(plan.kick),
             times=plan.times.to(time_dtype).to(like.device),
-            yardstick=None if plan.yardstick is None else move(plan.yardstick),
+            yardstick=None if plan.yardstick is None else move(torch.cat([plan.yardstick[1:], plan.yardstick[-1:]])),
             scales=None if plan.scales is None else move(plan.scales),
             inputs=None if plan.inputs is None else move(plan.inputs),
         )
 
     def at(self, index: Int[Tensor, "batch nodes"]) -> Coefficients:
         """Look up the coefficients of nodes."""
-        yardstick = None
-        if self.yardstick is not None:
-            yardstick = self.yardstick[(index + 1).clamp_max(len(self.yardstick) - 1)]
-        return Coefficients(self.a[index], self.b[index], self.c[index], self.factor[index], yardstick)
+        yardstick, inputs = (None if one is None else one[index] for one in (self.yardstick, self.inputs))
+        return Coefficients(self.a[index], self.b[index], self.c[index], self.factor[index], yardstick, inputs)

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from picard.device import send
+from picard.device import send, take
+from picard.entering import Guess
 from picard.hold import Hold
 from picard.linearize import Linearization, Secant
 from picard.plan import Plan
 from picard.propagate import squared
-from picard.shapes import Float
+from picard.shapes import Bool, Float
 from picard.tolerance import Tolerance
-from picard.window import Guess, Window, take
+from picard.window import Window
 
-_REACH = 3  # a thinned window holds up to so many times the nodes it evaluates
+REACH = 3  # a thinned window holds up to so many times the nodes it evaluates
 _FARTHEST = 16  # nodes from one evaluation to the next, at most
 _FADING = 0.5  # of the largest spread met, from one evaluated node to the next
 _UNKNOWN = 1.0  # spread before any was measured: that of a direction the data leaves free
@@ -54,14 +55,23 @@ class Thinning:
         """Return the slots of a sample's window that are evaluated, the first one among them."""
         return [slot for slot, asked in enumerate(self._asked.get(sample, [True])) if asked]
 
-    def fill(self, window: Window) -> Float[Tensor, "batch nodes"]:
+    def fill(
+        self,
+        window: Window,
+        values: Float[Tensor, "batch nodes dims"],
+        slope: Float[Tensor, "batch nodes"],
+        asked: Bool[Tensor, "batch nodes"] | None,
+    ) -> tuple[Float[Tensor, "batch nodes dims"], Float[Tensor, "batch nodes"]]:
         """Predict the field at the nodes left out, and measure what the prediction misses at the others.
 
         Args:
-            window: the window, its evaluated nodes' values and all slopes in place; the others' values are put there.
+            window: the window.
+            values: the field at its evaluated nodes.
+            slope: slopes of all nodes.
+            asked: which nodes were evaluated; `None` if all were.
 
         Returns:
-            The squared spread at every node, -1 where it is unknown.
+            The field at all nodes, and the squared spread at every node, -1 where it is unknown.
         """
         rows = [self._links(sample, begin) for sample, begin in zip(window.samples, window.begin, strict=True)]
         left = torch.zeros(len(rows), window.nodes, dtype=torch.int64)
@@ -69,15 +79,17 @@ class Thinning:
         for i, (links, carried, added) in enumerate(rows):
             left[i, : len(links)] = torch.tensor(links)
             numbers[i, :, : len(links)] = torch.tensor([carried, added], dtype=torch.float64)
-        z, values, source = window.z[:, : window.nodes], window.values, send(left, window.z)
+        z, source = window.state.z[:, : window.nodes], send(left, values)
         carries, adds = send(numbers.to(z.dtype), z)[..., None].unbind(1)
         base = take(values, source)
         moved = z - carries * take(z, source) - adds * base
-        predicted = base + window.slope[..., None] * moved
+        predicted = base + slope[..., None] * moved
         missed, distance = squared(values - predicted), squared(moved)
-        measured = window.asked & (distance > 0) & torch.isfinite(missed) & torch.isfinite(distance)
-        window.values = torch.where(window.asked[..., None], values, predicted)
-        return torch.where(measured, missed / torch.where(measured, distance, 1), -1)
+        measured = (distance > 0) & torch.isfinite(missed) & torch.isfinite(distance)
+        if asked is not None:
+            measured = measured & asked
+            values = torch.where(asked[..., None], values, predicted)
+        return values, torch.where(measured, missed / torch.where(measured, distance, 1), -1)
 
     def check(self, sample: int, begin: int, squares: Sequence[float]) -> int:
         """Take in the squared spreads of a round, ask for the nodes that they show to be needed, and return a limit.
@@ -117,7 +129,7 @@ class Thinning:
         noted: list[float] = []
         gap, taken = _Gap(), 0
         first = begin + stride
-        for node in range(first, min(first + _REACH * rows, len(self._a))):
+        for node in range(first, min(first + REACH * rows, len(self._a))):
             slot = node - first
             spread = spreads[slot] if slot < len(spreads) else spread
             gap.reach(abs(self._b[node]) * spread)

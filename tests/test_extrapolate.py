@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import picard
+from picard.entering import Entering, Linearized, Places
 from picard.extrapolate import Extrapolate, lagrange
 from picard.plan import Plan
 from picard.prepare import prepare
-from picard.window import Window
 from tests.problems import F64, diffusion, pendulum, sde, start, times
 
 METHODS = ["euler", "midpoint", "heun3", "rk4"]
@@ -35,13 +35,24 @@ def ahead(values: Callable[[Plan], Tensor], method: str, count: int, grid: Tenso
     x0 = torch.zeros(2, 2, dtype=F64)
     prepared = prepare(picard.ODE(lambda t, x: x, x0), grid, method)
     plan, given = prepared.plan, values(prepared.plan)
-    window = Window(plan, x0, None)
-    history = window.history
-    window.begin, window.width = [known] * 2, [min(count, plan.nodes - known)] * 2
+    history = plan.order - 1
     past = torch.cat([torch.zeros(2, history, 2, dtype=F64), given[:, :known]], 1)
+    end = torch.full((2, 1), known)
+    entering = Entering(
+        wanted=count,
+        history=history,
+        end=end,
+        slot=end + history,
+        known=torch.zeros_like(past),
+        field=Linearized(past, torch.zeros(2, known, dtype=F64), None),
+        noise=None,
+        diffusion=None,
+        kick=None,
+        places=Places([0, 0], [known] * 2, [known] * 2, [min(count, plan.nodes - known)] * 2, [0, 1]),
+    )
     guess = Extrapolate.on(plan, prepared.tables, (2,))
     held = past[:, -1:].expand(-1, count, -1)
-    return guess.ahead(window, past, [0, 0], [known, known], held), given[:, known : known + count], held
+    return guess.ahead(entering, held), given[:, known : known + count], held
 
 
 @each_method

@@ -1,0 +1,166 @@
+"""The tensor part of a round: from evaluated nodes to new states and how many of them are accepted.
+
+Pure functions of tensors: no host numbers but shapes, so that a compiler can take the whole of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from picard.aside import Aside
+from picard.entering import Linearized
+from picard.linearize import Evidence, Linearization
+from picard.propagate import argument, correct, finite, largest, rms, squared, step_map, weights
+from picard.shapes import Bool, Float, Int
+from picard.tables import Coefficients
+from picard.tolerance import Candidates, Tolerance
+from picard.window import State
+
+_FLOOR = 4  # a change of so many units in the last place is rounding: asking for less would crawl a node a round
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How states are corrected and accepted.
+
+    Attributes:
+        linearization: chooses the slopes.
+        tolerance: bounds the change of an accepted state.
+        dtype: that of the problem, in whose range accepted states must be.
+    """
+
+    linearization: Linearization
+    tolerance: Tolerance
+    dtype: torch.dtype
+
+
+class Evaluated(NamedTuple):
+    """The field at the nodes of a window.
+
+    Attributes:
+        argument: what it was evaluated at, the states or their weighted sums, shape (batch, nodes, dims).
+        values: its values, the history in front, shape (batch, history + nodes, dims).
+        noise: noise of every node that enters the state directly, shape (batch, nodes, dims), if there is any.
+        asked: whether the node was evaluated, shape (batch, nodes); `None` if all in the windows were.
+        diffusion: diffusion at every node, where noise enters through the field.
+        kick: what that noise added to the values, shape (batch, nodes, dims).
+    """
+
+    argument: Float[Tensor, "batch nodes dims"]
+    values: Float[Tensor, "batch slots dims"]
+    noise: Float[Tensor, "batch nodes dims"] | None = None
+    asked: Bool[Tensor, "batch nodes"] | None = None
+    diffusion: Tensor | None = None
+    kick: Tensor | None = None
+
+
+class Advance(NamedTuple):
+    """What a round found, for every unfinished sample.
+
+    Attributes:
+        states: new state after every node, shape (batch, nodes, dims).
+        field: the field at the new states.
+        change: root mean square change of every state, shape (batch, nodes).
+        residual: largest change that passed the test, shape (batch,).
+        stride: nodes accepted, shape (batch,).
+        usable: leading nodes whose new state is finite, shape (batch,).
+        known: whether the node's slope is measured, shape (batch, nodes).
+        age: rounds every node has been in the window, this one included, shape (batch, nodes).
+    """
+
+    states: Float[Tensor, "batch nodes dims"]
+    field: Linearized
+    change: Float[Tensor, "batch nodes"]
+    residual: Float[Tensor, " batch"]
+    stride: Int[Tensor, " batch"]
+    usable: Int[Tensor, " batch"]
+    known: Bool[Tensor, "batch nodes"]
+    age: Int[Tensor, "batch nodes"]
+
+
+def advance(
+    rules: Rules, at: Coefficients, state: State, found: Evaluated, *, full: bool, aside: Aside | None = None
+) -> Advance:
+    """Propagate evaluated nodes and find the longest prefix within the tolerance.
+
+    The first state is exact, so at least one new one is accepted; the last may be accepted untested.
+
+    Args:
+        rules: how.
+        at: coefficients of the nodes.
+        state: the window.
+        found: the field there.
+        full: whether all windows are as wide as the widest.
+        aside: what only some solves do, with a state of its own.
+    """
+    history = state.history
+    slope, known = _slopes(rules, at, state, found, aside)
+    if aside is not None:
+        found = aside.fill(found, slope)
+    inside = None if full else state.inside()
+    a, b, c = at.a, at.b, at.c
+    if inside is not None:
+        a, b, c = a * inside[..., None], b * inside[..., None], c * inside
+    mapped = step_map(a, b, state.z, found.values, c, found.noise)
+    stale, age = state.z[:, history + 1 :], state.age + 1
+    settled = None if aside is None else aside.settled(mapped, stale, age)
+    factors = weights(a, b, at.inputs, slope, history)
+    if settled is None:
+        states = correct(stale, mapped, factors)
+    else:  # settled states stay as they are, and their residual moves nothing after them
+        kept = settled[..., None]
+        states = torch.where(kept, stale, correct(torch.where(kept, mapped, stale), mapped, factors))
+    moved = states - stale
+    seen = rules.tolerance.watched(moved)
+    change = rms(seen, largest(seen))
+    field = Linearized(found.values, slope, moved)
+    if at.inputs is not None:
+        before = torch.cat([torch.zeros_like(state.z[:, : history + 1]), moved[:, :-1]], 1)
+        shift = slope[..., None] * argument(at.inputs, before, history)
+        field = Linearized(torch.cat([found.values[:, :history], found.values[:, history:] + shift], 1), slope, None)
+
+    top = largest(states)
+    size = rms(states, top)
+    older = torch.cat([age[:, 1:], torch.zeros_like(age[:, :1])], 1)
+    bound = rules.linearization.share * rules.tolerance.bound(Candidates(size, older, at.yardstick))
+    bound = bound + _FLOOR * torch.finfo(states.dtype).eps * size
+    close = change <= bound.clamp_max(torch.finfo(states.dtype).max)
+    if full:
+        close[:, -1].fill_(0)
+    else:
+        close = close & state.inside(after=1)
+    if aside is not None:
+        close = close & ~aside.exact_only()
+    passed = close.cumprod(1) if settled is None else settled.long()
+    usable = top.to(rules.dtype) < math.inf
+    usable = (usable if inside is None else usable & inside).cumprod(1).sum(1)
+    stride = torch.minimum(1 + passed.sum(1), usable)
+    residual = torch.where(passed > 0, change, 0).amax(1)
+    return Advance(states, field, change, residual, stride, usable, known, age)
+
+
+def _slopes(
+    rules: Rules, at: Coefficients, state: State, found: Evaluated, aside: Aside | None
+) -> tuple[Float[Tensor, "batch nodes"], Bool[Tensor, "batch nodes"]]:
+    """Choose the slope of every node from its last two evaluations, and say which have ever been measured."""
+    product = square = torch.zeros_like(state.slope)
+    measured = torch.zeros_like(state.known)
+    path = aside is not None and aside.path
+    if rules.linearization.measures or path:
+        z = found.argument
+        moved, answered = z - state.argument, found.values[:, state.history :] - state.values
+        product, square = torch.linalg.vecdot(moved, answered), squared(moved)
+        noticeable = square > (_FLOOR * torch.finfo(z.dtype).eps) ** 2 * squared(z)
+        measured = state.evaluated & noticeable & finite(product) & (square < math.inf)
+        if found.asked is not None:
+            measured = measured & found.asked
+        if path and aside is not None:
+            aside.measure(torch.where(measured, squared(answered) / square, 0))
+    known = state.known | measured
+    evidence = Evidence(at.factor[..., 0], at.factor[..., 1], product, square, measured, state.slope, known)
+    return rules.linearization.slopes(evidence), known

@@ -1,0 +1,84 @@
+"""Compiled rounds: all of a round but the model's call as one function, without a break for the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from picard.advance import Rules, advance
+from picard.entering import Guess
+from picard.errors import InvalidProblemError, NotSupportedError, describe
+from picard.hold import Hold
+from picard.whole import takes, whole_round
+
+
+class Compiled:
+    """A round's functions as `torch.compile` makes them, for any sizes of batch, window and state.
+
+    Attributes:
+        advance: compiled `advance`, without what is done aside.
+        whole: compiled `whole_round`, if the guess needs nothing from the host.
+    """
+
+    def __init__(self, rules: Rules, guess: Guess, options: Mapping[str, Any]) -> None:
+        """Prepare; nothing is compiled before the first call."""
+        shape = guess.state if isinstance(guess, Hold) else None
+
+        self.advance = _compile(lambda *args, **more: advance(rules, *args, **more), options)
+        self.whole = None
+        if takes(guess):
+            self.whole = _compile(lambda *args, **more: whole_round(rules, shape, *args, **more), options)
+
+
+def compiled(rules: Rules, guess: Guess, options: bool | Mapping[str, Any]) -> Compiled | None:
+    """Return the compiled functions of a solve, those made before if there was one like it, or `None`.
+
+    Args:
+        rules: how states are corrected and accepted.
+        guess: what new nodes start from.
+        options: whether to compile, or keyword arguments of `torch.compile`.
+
+    Raises:
+        InvalidProblemError: if the options are neither.
+    """
+    if isinstance(options, bool):
+        options = {"dynamic": True} if options else {}
+        if not options:
+            return None
+    if not isinstance(options, Mapping):
+        msg = f"compile must be True, False or keyword arguments of torch.compile; given {describe(options)}"
+        raise InvalidProblemError(msg)
+    shape = guess.state if isinstance(guess, Hold) else None
+    key = (rules, type(guess), shape, tuple(sorted((name, repr(value)) for name, value in options.items())))
+    try:
+        known = _MADE.get(key)
+    except TypeError:  # a rule of the user's that has no hash
+        return Compiled(rules, guess, options)
+    if known is None:
+        known = _MADE[key] = Compiled(rules, guess, options)
+    return known
+
+
+_MADE: dict[Any, Compiled] = {}
+
+
+def _compile(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+    made = torch.compile(function, **{"dynamic": True, "fullgraph": True, **options})
+
+    def call(*args: Any, **keywords: Any) -> Any:
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor.exc import InductorError
+
+        try:
+            return made(*args, **keywords)
+        except (TorchDynamoException, InductorError) as error:
+            msg = (
+                f"this solve's rounds cannot be compiled: {str(error).splitlines()[0]}; compile=True needs a compiler "
+                "for C++ (on a CPU) or Triton (on a GPU), and rules made of tensor operations: leave it out, or "
+                "write compile={'backend': 'aot_eager'} to see whether the compiler is at fault"
+            )
+            raise NotSupportedError(msg) from error
+
+    return call

@@ -1,0 +1,90 @@
+"""A round and the slide after it in one function of tensors, for a compiler to take whole."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from picard.advance import Advance, Evaluated, Rules, advance
+from picard.device import take
+from picard.entering import Guess, Places
+from picard.guess import Copy
+from picard.hold import Hold
+from picard.shapes import Int
+from picard.slide import slide
+from picard.tables import Tables
+from picard.window import State
+
+_NOWHERE = Places((), (), (), (), ())  # the host is not asked where the windows are
+
+
+class Next(NamedTuple):
+    """The windows after a round.
+
+    Attributes:
+        state: their state.
+        limit: most nodes a window may hold, shape (batch,).
+    """
+
+    state: State
+    limit: Int[Tensor, " batch"]
+
+
+def takes(guess: Guess) -> bool:
+    """Say whether a guess needs nothing from the host."""
+    return type(guess) in (Hold, Copy)
+
+
+def whole_round(
+    rules: Rules,
+    shape: tuple[int, ...] | None,
+    tables: Tables,
+    state: State,
+    limit: Int[Tensor, " batch"],
+    found: Evaluated,
+    ring: Tensor | None,
+    *,
+    most: int,
+    full: bool,
+) -> tuple[Advance, Next]:
+    """Propagate evaluated nodes, accept, and slide on, as `advance` and `slide` do with the host between them.
+
+    Args:
+        rules: how states are corrected and accepted.
+        shape: shape of one state if new nodes start from held values; `None` if they start from copies.
+        tables: the plan's coefficients.
+        state: the windows; they hold as many nodes as the plan has left, or as many as they may.
+        limit: most nodes a window may hold: halved where states were not finite, doubled after.
+        found: the field at the nodes.
+        ring: noise of all nodes that may be reached, see `Ring`.
+        most: largest limit.
+        full: whether all windows are as wide as the widest.
+    """
+    total = tables.a.shape[0]
+    at = tables.at(state.ahead().clamp_max(total - 1))
+    step = advance(rules, at, state, found, full=full)
+
+    noise = None if ring is None else partial(_noise, ring)
+    halved = (torch.minimum(limit, state.width) // 2).clamp_min(1)
+    limit = torch.where(step.usable == state.width, (2 * limit).clamp_max(most), halved)
+    following = slide(
+        state,
+        found,
+        step,
+        step.stride,
+        torch.minimum(limit, total - state.begin - step.stride).clamp(0, state.nodes),
+        Copy() if shape is None else Hold(tables, shape),
+        nodes=state.nodes,
+        count=state.nodes,
+        unsound=True,
+        noise=noise,
+        places=_NOWHERE,
+    )
+    return step, Next(following, limit)
+
+
+def _noise(ring: Tensor, nodes: Int[Tensor, "batch wanted"]) -> Tensor:
+    return take(ring, nodes % ring.shape[1])
