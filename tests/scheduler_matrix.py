@@ -192,6 +192,10 @@ def valid(name: str, settings: Mapping[str, Any]) -> bool:
     )
     if name == "UniPCMultistepScheduler":  # an infinite last step, or infinite first levels
         broken = broken or (to_zero and (not lower or get("solver_type") == "bh1")) or (snr and (karras or noise))
+        if kind == "flow_prediction" and not to_zero:  # a last step of no length, by which order 3 divides
+            broken = broken or (order == 3 and not lower)
+    if name == "SASolverScheduler" and algorithm == "noise_prediction":  # raises: it is not written there
+        broken = broken or kind == "flow_prediction"
     return not broken
 
 
