@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -72,8 +73,8 @@ class Plan:
         if self.inputs is not None and bool((self.b[:, 1:] != 0).any()):
             msg = "a plan with `inputs` must use the newest field value only: set b[:, 1:] to zero"
             raise InvalidProblemError(msg)
-        early = torch.arange(order)[None] > torch.arange(nodes)[:, None]
-        if bool(((self.a != 0) | (self.b != 0))[early].any()):
+        early = self.a.new_ones(order, order).triu(1)[:nodes] > 0
+        if order > 1 and bool(((self.a != 0) | (self.b != 0))[:order][early].any()):
             msg = "a plan must not reach before node 0: set a[m, p] and b[m, p] to zero for p > m"
             raise InvalidProblemError(msg)
 
@@ -92,10 +93,10 @@ class Plan:
         """Number of grid steps."""
         return int(self.step[-1]) + 1
 
-    @property
+    @cached_property
     def grid_nodes(self) -> Tensor:
         """Index of the state at every grid point: the first node of every step, then `nodes`; shape (steps + 1,)."""
-        return torch.cat([torch.searchsorted(self.step, torch.arange(self.steps)), torch.tensor([self.nodes])])
+        return torch.searchsorted(self.step, torch.arange(self.steps + 1))
 
 
 @runtime_checkable

@@ -79,12 +79,12 @@ def follow(
     a, b, c = plan.a.tolist(), plan.b.tolist(), plan.c.tolist()
     inputs = [[1.0]] * plan.nodes if plan.inputs is None else plan.inputs.tolist()
     states, values = deque([x0.to(prepared.wide, copy=True)], plan.order), deque[Tensor]([], plan.order)
-    finite = []
+    finite, everyone = [], torch.arange(batch)
     for node in range(plan.nodes):
         rows = Rows(
             tables.times[node].expand(batch),
             _argument(states, inputs[node]).to(x0.dtype),
-            conditioning.of(None, torch.arange(batch)),
+            conditioning.of(None, everyone),
             None if tables.scales is None else tables.scales[node].expand(batch, 2),
         )
         value, diffusion = evaluate(prepared.problem, rows, max_rows)
@@ -93,13 +93,13 @@ def follow(
         if diffusion is not None and noise is not None:
             value = kicked(value, diffusion.to(prepared.wide), tables.kick[node] * noise)
         values.append(value)
-        after = torch.zeros_like(value)
-        for p in range(min(plan.order, node + 1)):
+        after = a[node][0] * states[-1] + b[node][0] * value
+        for p in range(1, min(plan.order, node + 1)):
             after = after + a[node][p] * states[-1 - p] + b[node][p] * values[-1 - p]
         if noise is not None and diffusion is None:
             after = after + c[node] * noise
         states.append(after)
-        finite.append(torch.stack([torch.isfinite(one.to(x0.dtype).flatten(1)).all(1) for one in (value, after)]))
+        finite.append(torch.isfinite(torch.stack([value, after]).to(x0.dtype).flatten(2)).all(2))
         trajectory.store(samples, [node] * batch, [1] * batch, after.reshape(batch, 1, -1))
         bar.show(lambda node=node: prepared.steps_at[node + 1] * batch)  # type: ignore[misc]
     bad = ~torch.stack(finite).cpu()  # (nodes, value or state, batch): one wait for the device, at the end
