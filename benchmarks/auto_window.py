@@ -1,8 +1,8 @@
 """`window="auto"` beside the sequential solver and fixed windows: `python -m benchmarks.auto_window [--repeats 5]`.
 
-Seconds are medians over runs that alternate. The models: networks whose batched calls cost little more than single
+Seconds are the least of runs that alternate. The models: networks whose batched calls cost little more than single
 ones, others whose cost grows with their rows, exact scores, and a drift of a few operations. `--rounds` prints the
-rounds of the benchmark problems over windows, and how well `picard.choice.predicted_rounds` predicts them.
+rounds of the benchmark problems over windows, and how well `picard.forecast.Forecast` predicts them.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -24,9 +25,13 @@ import picard
 from benchmarks.cases import digit
 from benchmarks.hard_problems import hard_problems
 from benchmarks.problems import benchmarks
-from picard.choice import predicted_rounds
+from picard import latency
+from picard.forecast import Forecast
+from picard.prepare import prepare
 
 WINDOWS = (4, 8, 16, 32, 64, 128, 256)
+BRIEF = 0.1  # seconds; first solves that take fewer are repeated ten times as often
+LEARNING = 8  # solves after the first, whose rounds the next ones know
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +41,13 @@ class Case:
     problem: picard.ODE | picard.SDE | picard.Diffusion
     grid: Any
     method: str
+    tolerance: float | None = None
 
     def solve(self, window: Any) -> picard.Solution:
         """Solve with a window; 1 is the sequential solver."""
         if window == 1:
             return picard.sequential(self.problem, self.grid, method=self.method)
-        return picard.solve(self.problem, self.grid, method=self.method, window=window)
+        return picard.solve(self.problem, self.grid, method=self.method, window=window, tolerance=self.tolerance)
 
 
 class Carried(nn.Module):
@@ -72,6 +78,7 @@ def cases() -> dict[str, Case]:
     x0 = torch.ones(1, 100, dtype=torch.float64)
     return {
         "exact score, 1000 steps": Case(mixtures["gmm2"].problem(0), 1000, "ddpm"),
+        "exact score, 1000 steps, tolerance 1": Case(mixtures["gmm2"].problem(0), 1000, "ddpm", 1.0),
         "exact score, DDIM-50": Case(mixtures["img256"].problem(0), 50, "ddim"),
         "wide network, one sample": Case(carried("act32", 2048, 6, 1), 100, "ddpm"),
         "wide network, 32 samples": Case(carried("act32", 1024, 6, 32), 100, "ddpm"),
@@ -82,54 +89,63 @@ def cases() -> dict[str, Case]:
 
 
 def compare(repeats: int, only: str) -> dict[str, Any]:
-    """Time every case at all windows, one after the other, several times, and print a table."""
+    """Take the time of every case at all windows, one after the other, several times, and print a table."""
     found: dict[str, Any] = {}
     print("| model | sequential | best fixed window | auto, knowing | to sequential | to the best | auto, measuring |")
     print("|---|---|---|---|---|---|---|")
+
+    def time_of(case: Case, window: Any) -> tuple[float, picard.Stats]:
+        started = time.perf_counter()
+        stats = case.solve(window).stats
+        return time.perf_counter() - started, stats
+
     for name, case in cases().items():
         if only not in name:
             continue
-        started = time.perf_counter()
-        chosen = case.solve("auto").stats
-        first = time.perf_counter() - started
-        stats = case.solve("auto").stats  # with what the first solve measured and learnt
+        case.solve(1)
+        first, chosen = time_of(case, "auto")
+        for _ in range(LEARNING):
+            case.solve("auto")
         windows = [1, *(window for window in WINDOWS if window <= chosen.sequential_evaluations), "auto"]
         taken: dict[Any, list[float]] = {window: [] for window in windows}
-        for _ in range(repeats):
+        stats, order = chosen, random.Random(0)
+        for _ in range(repeats if first > BRIEF else 10 * repeats):
+            order.shuffle(windows)  # a solve is faster after one of its own kind
             for window in windows:
-                started = time.perf_counter()
-                case.solve(window)
-                taken[window].append(time.perf_counter() - started)
-        seconds = {window: median(each) for window, each in taken.items()}
-        best = min((window for window in windows if window != "auto"), key=seconds.__getitem__)
-        auto = seconds["auto"]
-        ratios = f"{auto / seconds[1]:.2f} | {auto / seconds[best]:.2f}"
+                seconds, counts = time_of(case, window)
+                taken[window].append(seconds)
+                stats = counts if window == "auto" else stats
+        least = {window: min(each) for window, each in taken.items()}
+        best = min((window for window in windows if window != "auto"), key=least.__getitem__)
+        auto = least["auto"]
+        ratios = f"{auto / least[1]:.2f} | {auto / least[best]:.2f}"
         print(
-            f"| {name} | {seconds[1]:.3f} s | {best}: {seconds[best]:.3f} s | {stats.window}: {auto:.3f} s "
-            f"| {ratios} | {first:.3f} s, {chosen.trials} calls |",
+            f"| {name} | {1000 * least[1]:.1f} ms | {best}: {1000 * least[best]:.1f} ms "
+            f"| {stats.window}: {1000 * auto:.1f} ms | {ratios} | {1000 * first:.1f} ms, {chosen.trials} calls |",
             flush=True,
         )
-        found[name] = {"seconds": seconds, "first": first, "window": stats.window, "reason": stats.reason}
+        found[name] = {"seconds": least, "first": first, "window": stats.window, "reason": stats.reason}
     return found
 
 
 def rounds(seeds: int) -> dict[str, Any]:
     """Print the rounds over windows beside those predicted."""
     counted: dict[str, Mapping[int, float]] = {}
-    errors = []
+    errors: dict[bool, list[float]] = {True: [], False: []}
 
-    def count(name: str, method: str, make: Callable[[int], Any], grid: Any) -> None:
+    def count(name: str, method: str, make: Callable[[int], Any], grid: Any, tau: float | None = None) -> None:
         cells: dict[int, float] = {}
-        nodes = 0
+        leeway = 0.0 if tau is None else picard.NoiseRatio(tau).leeway
+        forecast = Forecast.of(prepare(make(0), grid, method).plan, leeway, latency.Latency())
+        nodes = forecast.nodes
         for window in (2, *WINDOWS):
-            stats = [
-                picard.solve(make(seed), grid, method=method, window=window, throw=False).stats for seed in range(seeds)
-            ]
-            nodes = stats[0].sequential_evaluations
-            if window <= nodes:
-                cells[window] = fmean(each.rounds for each in stats)
-                errors.append(math.log(predicted_rounds(nodes, window) / cells[window]))
-        text = ", ".join(f"{w}: {each:.0f} ({predicted_rounds(nodes, w):.0f})" for w, each in cells.items())
+            if window > nodes:
+                break
+            options: dict[str, Any] = {"method": method, "window": window, "tolerance": tau, "throw": False}
+            cells[window] = fmean(picard.solve(make(seed), grid, **options).stats.rounds for seed in range(seeds))
+            errors[forecast.smooth].append(math.log(forecast.rounds(window) / cells[window]))
+        text = ", ".join(f"{w}: {each:.0f} ({forecast.rounds(w):.0f})" for w, each in cells.items())
+        method += "" if tau is None else f", tolerance {tau}"
         print(f"| {name} | {method} | {nodes} | {text} |", flush=True)
         counted[f"{name} {method} {nodes}"] = cells
 
@@ -137,14 +153,18 @@ def rounds(seeds: int) -> dict[str, Any]:
     for name, benchmark in benchmarks().items():
         for method, steps in (("ddpm", benchmark.steps), ("ddim", 100), ("dpmsolver++", 50)):
             count(name, method, benchmark.problem, steps)
+        for tau in (0.2, 0.5, 1.0):
+            count(name, "ddpm", benchmark.problem, benchmark.steps, tau)
     for method, steps in (("ddpm", 1000), ("ddpm", 100), ("ddim", 100)):
         count("digits", method, digit, steps)
+    count("digits", "ddpm", digit, 1000, 1.0)
     for hard in hard_problems():
         count(hard.name, hard.method, lambda seed, hard=hard: hard.problem(seed=seed), hard.grid())  # type: ignore[misc]
-    size = fmean(abs(error) for error in errors)
-    ends = f"{min(errors):.2f} to {max(errors):.2f}"
-    print(f"\nerror of the logarithm: mean size {size:.2f}, mean {fmean(errors):+.2f}, {ends}")
-    return {"rounds": counted, "error": size}
+    print("\nerror of the logarithm of the rounds")
+    for kind, each in (("diffusion models", errors[True]), ("equations", errors[False])):
+        size = fmean(abs(error) for error in each)
+        print(f"{kind}: mean size {size:.2f}, mean {fmean(each):+.2f}, {min(each):.2f} to {max(each):.2f}")
+    return {"rounds": counted}
 
 
 def main() -> None:
@@ -155,7 +175,13 @@ def main() -> None:
     parser.add_argument("--rounds", action="store_true", help="count rounds instead of timing")
     parser.add_argument("--seeds", type=int, default=2, help="seeds 0, 1, ... to count rounds over (default: 2)")
     parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument(
+        "--cpu", action="store_true", help="one thread, and its own time: what other processes do to it"
+    )
     options = parser.parse_args()
+    if options.cpu:
+        torch.set_num_threads(1)
+        time.perf_counter = latency.clock = time.process_time  # also for what the solver measures
     found = rounds(options.seeds) if options.rounds else compare(options.repeats, options.only)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2), encoding="utf-8")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
+from picard import latency
 from picard.engine import Setup
+from picard.forecast import Forecast, evaluated_share
 from picard.latency import Latency, known_latency, measure_round, measure_step
 from picard.prepare import Prepared
-from picard.solution import Stats
+from picard.problem import Problem
+from picard.solution import Solution
 
 _LARGEST = 256
 _GAIN = 0.9  # predictions err by some 15 %, so this much less than the sequential time must be promised
+_KNOWN_GAIN = 0.97  # of what solves took, that is enough
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,43 +26,38 @@ class Choice:
         window: nodes in flight; 1 is the sequential solver.
         max_rows: rows a model call may hold.
         reason: what was predicted.
-        latency: what was measured.
-        what: names the solve among others of the same model.
+        forecast: what it is based on.
         trials: model calls made to measure.
         rows: their rows.
+        made: when, in seconds of the clock that measures.
     """
 
     window: int
     max_rows: int | None
     reason: str
-    latency: Latency
-    what: Hashable
-    trials: int
-    rows: int
+    forecast: Forecast
+    trials: int = 0
+    rows: int = 0
+    made: float = 0.0
 
-    def account(self, stats: Stats, seconds: float) -> Stats:
-        """Put the measurements into the account of a solve, and remember its rounds for the next one like it."""
-        if self.window > 1:
-            self.latency.pace[self.what] = stats.rounds / predicted_rounds(stats.sequential_evaluations, self.window)
+    def account(self, solution: Solution, seconds: float, problem: Problem) -> Solution:
+        """Put the measurements into the account of a solve, and remember what it took for the next one like it.
+
+        Args:
+            solution: the solution.
+            seconds: of the whole solve, the measurements among them.
+            problem: the problem, whose ranks must all remember the same.
+        """
+        stats = solution.stats
+        if solution.success:
+            self.forecast.learn(self.window, stats, problem.share(latency.clock() - self.made)[0])
         evaluations = stats.evaluations + self.rows
-        return replace(stats, evaluations=evaluations, seconds=seconds, reason=self.reason, trials=self.trials)
-
-
-def predicted_rounds(nodes: int, window: int) -> float:
-    """Predict the rounds of a solve: `nodes / window + 1 + log2(window)`.
-
-    Fitted on the benchmark problems with the default options: exact scores with DDPM, DDIM and DPM-Solver++, a trained
-    U-Net, a pendulum and an SDE, 50 to 1,000 nodes, windows 2 to 256. The logarithm's mean error is 0.13, the largest
-    0.6: fewer rounds are predicted than an SDE takes whose noise depends on the state. See `benchmarks.auto_window`.
-    """
-    return nodes / window + 1 + math.log2(window)
+        stats = replace(stats, evaluations=evaluations, seconds=seconds, reason=self.reason, trials=self.trials)
+        return replace(solution, stats=stats)
 
 
 def choose(setup: Setup, prepared: Prepared, *, window: bool, rows: bool) -> Choice:
-    """Measure rounds of doubling windows, for as long as larger ones may win, and choose.
-
-    Windows from 4 on are measured, each in a few calls; what is known of the model from earlier solves is not measured
-    again. Seconds are predicted as `rounds(W) * seconds(W)`, the rounds corrected by what the last such solve took.
+    """Choose by what is known of the model; until solves tell something new, as the last time.
 
     Args:
         setup: the solve; its window is the one to use where it is not to be chosen.
@@ -67,55 +65,77 @@ def choose(setup: Setup, prepared: Prepared, *, window: bool, rows: bool) -> Cho
         window: whether to choose the window.
         rows: whether to choose the rows of a call.
     """
-    nodes = setup.plan.nodes
-    latency = known_latency(setup)
-    trials, spent = latency.calls, latency.rows
-    what = (nodes, repr(setup.tolerance), repr(setup.linearization))
-    pace = setup.problem.share(latency.pace.get(what, 1.0))[0]
-    if not latency.step:
-        measure_step(setup, prepared, latency)
-    alone = nodes * latency.step
+    leeway = setup.tolerance.leeway if setup.thinning else 0.0
+    gap = round(1 / evaluated_share(leeway))
+    known = known_latency(setup, gap)
+    what = (
+        setup.plan.nodes,
+        repr(setup.tolerance),
+        repr(setup.linearization),
+        type(setup.guess).__name__,
+        setup.certifier is None,
+    )
+    if what not in known.forecasts:
+        known.forecasts[what] = Forecast.of(setup.plan, leeway, known)
+    forecast: Forecast = known.forecasts[what]
+    asked, trials, spent = (window, rows, setup.window), known.calls, known.rows
+    if asked not in forecast.choices:
+        forecast.choices[asked] = _choose(setup, prepared, forecast, gap, window=window, rows=rows)
+    choice: Choice = forecast.choices[asked]
+    return replace(choice, trials=known.calls - trials, rows=known.rows - spent, made=latency.clock())
 
-    def predict(size: int) -> float:
-        return pace * predicted_rounds(nodes, size) * latency.seconds(size)
+
+def _choose(setup: Setup, prepared: Prepared, forecast: Forecast, gap: int, *, window: bool, rows: bool) -> Choice:
+    """Measure rounds of doubling windows, for as long as larger ones may win, and choose.
+
+    Windows from 4 on are measured, each in a few calls; what is known of the model from earlier solves is not measured
+    again.
+    """
+    known, nodes = forecast.latency, forecast.nodes
+    if not known.step:
+        measure_step(setup, prepared, known)
+    alone = forecast.alone()
 
     def hopeless(size: int) -> bool:
         """Say whether no larger window can win, if rounds go on to take longer as they did up to this one."""
-        best = min(alone, *(predict(each) for each in latency.rounds))
+        best = min(alone, *(forecast.seconds(each) for each in known.rounds))
         larger = [size * factor for factor in (2, 4, 8) if size * factor <= largest]
-        return all(pace * predicted_rounds(nodes, each) * latency.at_best(each) >= best for each in larger)
+        return all(forecast.at_best(each) >= best for each in larger)
 
     largest = min(_LARGEST if window else setup.window, nodes)
     size = 4
-    while size <= largest and (size in latency.rounds or measure_round(setup, prepared, latency, size)):
+    while size <= largest and (size in known.rounds or measure_round(setup, prepared, known, size, gap)):
         if window and hopeless(size):
             break
         size *= 2
-    measured = [each for each in latency.rounds if each <= largest]
-    sizes = sorted({part for each in measured for part in (each * 3 // 4, each) if part > 3})
+    measured = [each for each in known.rounds if each <= largest]
     chosen, reason = setup.window, ""
     if window:
-        chosen = min(sizes, key=predict, default=1)
+        sizes = sorted({part for each in measured for part in (each * 3 // 4, each) if part > 3})
+        chosen = min(sizes, key=forecast.seconds, default=1)
         sequentially = f"{_text(alone)} for {nodes} calls one after the other"
-        if chosen == 1 or predict(chosen) > _GAIN * alone:
-            but = f"; window {chosen} is predicted to take {_text(predict(chosen))}" if chosen > 1 else ""
+        if chosen == 1 or forecast.seconds(chosen) > (_KNOWN_GAIN if chosen in forecast.taken else _GAIN) * alone:
+            but = f"; window {chosen} is predicted to take {_text(forecast.seconds(chosen))}" if chosen > 1 else ""
             chosen, reason = 1, f"sequential: {sequentially}{but}"
+        elif forecast.unsure(chosen):
+            chosen, reason = 1, f"sequential, to time it: {sequentially} are not far from those of window {chosen}"
         else:
-            rounds = f"{pace * predicted_rounds(nodes, chosen):.0f} rounds of {_text(latency.seconds(chosen))}"
-            reason = f"window {chosen}: predicted {rounds}, {_text(predict(chosen))}, instead of {sequentially}"
+            seconds = forecast.seconds(chosen)
+            rounds = f"{forecast.rounds(chosen):.0f} rounds of {_text(seconds / forecast.rounds(chosen))}"
+            reason = f"window {chosen}: predicted {rounds}, {_text(seconds)}, instead of {sequentially}"
     most = setup.max_rows
     if rows:
-        most = _split(latency, chosen, measured, len(setup.problem.x0))
+        most = _split(known, chosen, measured, len(setup.problem.x0))
         reason = "; ".join(filter(None, [reason, "" if most is None else f"calls of {most} rows are faster each"]))
-    return Choice(chosen, most, reason, latency, what, latency.calls - trials, latency.rows - spent)
+    return Choice(chosen, most, reason, forecast)
 
 
-def _split(latency: Latency, window: int, measured: list[int], batch: int) -> int | None:
+def _split(known: Latency, window: int, measured: list[int], batch: int) -> int | None:
     """Return the rows of calls in which a window is faster than in one, or `None`."""
     smaller = [size for size in measured if size < window]
-    cost = {size: math.ceil(window / size) * latency.seconds(size) for size in smaller}
+    cost = {size: math.ceil(window / size) * known.seconds(float(size)) for size in smaller}
     best = min(smaller, key=cost.__getitem__, default=window)
-    return best * batch if best < window and cost[best] < _GAIN * latency.seconds(window) else None
+    return best * batch if best < window and cost[best] < _GAIN * known.seconds(float(window)) else None
 
 
 def _text(seconds: float) -> str:

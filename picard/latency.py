@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from picard.progress import Progress, RoundInfo
 from picard.run import Run
 from picard.sequential import follow
 from picard.tables import Tables
+from picard.thin import Thinning
 from picard.tolerance import RelAbs
 from picard.trajectory import Trajectory
 
@@ -35,25 +37,30 @@ class Latency:
     Attributes:
         step: seconds of one node of the sequential solver.
         rounds: seconds of a round, the solver's own work included, by window.
-        pace: rounds that solves took over those predicted, by what was solved.
+        forecasts: what is forecast by it, by what is solved.
         calls: model calls made.
         rows: their rows.
     """
 
     step: float = 0.0
     rounds: dict[int, float] = field(default_factory=dict)
-    pace: dict[Hashable, float] = field(default_factory=dict)
+    forecasts: dict[Hashable, Any] = field(default_factory=dict)
     calls: int = 0
     rows: int = 0
 
-    def seconds(self, window: int) -> float:
-        """Return the seconds of a round of any size: linear between those measured, and beyond the last two."""
-        known = [(1, self.step), *sorted(self.rounds.items())]
-        above = next((i for i, (measured, _) in enumerate(known) if measured >= window), len(known) - 1)
-        (w0, s0), (w1, s1) = known[max(above, 1) - 1], known[max(above, 1)]
-        return s0 + (s1 - s0) * (window - w0) / (w1 - w0)
+    def seconds(self, width: float) -> float:
+        """Return the seconds of a round that evaluates so many nodes: linear between those measured, and beyond.
 
-    def at_best(self, window: int) -> float:
+        Where rounds of several widths were measured, the sequential step is left out: it knows no work of the solver.
+        """
+        known = sorted(self.rounds.items())
+        known = known if len(known) > 1 else [(1, self.step), *known]
+        above = next((i for i, (measured, _) in enumerate(known) if measured >= width), len(known) - 1)
+        (w0, s0), (w1, s1) = known[max(above, 1) - 1], known[max(above, 1)]
+        slope = (s1 - s0) / (w1 - w0)
+        return s0 + (slope if w0 <= width <= w1 else max(slope, 0.0)) * (width - w0)
+
+    def at_best(self, width: float) -> float:
         """Bound the seconds of a round larger than those measured, which may be disturbed, from below.
 
         They grow on as between the last two, or as from the first one on, a step of the sequential solver and the work
@@ -62,13 +69,13 @@ class Latency:
         known = [(1, self.step + _OVERHEAD), *sorted(self.rounds.items())]
         last, seconds = known[-1]
         slope = min((seconds - before) / (last - size) for size, before in (known[0], known[-2]))
-        return seconds + max(slope, 0.0) * (window - last)
+        return seconds + max(slope, 0.0) * max(width - last, 0.0)
 
 
-def known_latency(setup: Setup) -> Latency:
-    """Find what was measured for a model and a state's shape, dtype and device, or start anew."""
+def known_latency(setup: Setup, gap: int) -> Latency:
+    """Find what was measured for a model and a state's shape, dtype and device, or start anew; see `measure_round`."""
     problem, x0 = setup.problem, setup.problem.x0
-    what = (type(problem).__name__, setup.plan.order, setup.linearization.measures, setup.max_rows)
+    what = (type(problem).__name__, setup.plan.order, setup.linearization.measures, setup.max_rows, gap)
     key = (what, tuple(x0.shape), x0.dtype, x0.device, torch.get_num_threads())
     known = _KNOWN.of(problem.callee)
     found = known.get(key)
@@ -78,25 +85,37 @@ def known_latency(setup: Setup) -> Latency:
 
 
 def measure_step(setup: Setup, prepared: Prepared, latency: Latency) -> None:
-    """Time the sequential solver: a node to warm up, then two."""
+    """Time the sequential solver: a node to warm up, then two; if these are brief, others without what comes once."""
 
     def run(nodes: int) -> float:
-        trial = _trial(setup, prepared, nodes, 1)[1]
+        trial = _trial(setup, prepared, nodes, 1, 1)[1]
         started = clock()
         with torch.no_grad(), Progress(0, enabled=False) as bar:
             follow(trial, trial.problem.x0, Trajectory(trial.plan, trial.problem.x0, "last"), bar, setup.max_rows)
         latency.calls, latency.rows = latency.calls + nodes, latency.rows + nodes * len(trial.problem.x0)
-        return (clock() - started) / nodes
+        return clock() - started
 
     first = setup.problem.share(run(1))[0]
-    repeats = _REPEATS if first < _BRIEF else 1
-    latency.step = setup.problem.share(min(run(2) for _ in range(repeats)))[0]
+    if first >= _BRIEF:
+        found = run(2) / 2
+    else:
+        once, more = (min(run(nodes) for _ in range(_REPEATS)) for nodes in (1, 1 + _REPEATS))
+        found = max(more - once, more / 2) / _REPEATS  # the latter if what came once was disturbed
+    latency.step = setup.problem.share(found)[0]
 
 
-def measure_round(setup: Setup, prepared: Prepared, latency: Latency, window: int) -> bool:
-    """Time rounds of a window, on states that stay where they are; say whether memory sufficed."""
+def measure_round(setup: Setup, prepared: Prepared, latency: Latency, window: int, gap: int) -> bool:
+    """Time rounds of a window, on states that stay where they are; say whether memory sufficed.
+
+    Args:
+        setup: the solve.
+        prepared: the problem on its grid.
+        latency: is filled.
+        window: nodes that a round evaluates.
+        gap: how many times as many it holds.
+    """
     repeats = 1 + (_REPEATS if latency.step * window < _BRIEF else 1)  # the first warms up
-    trial, on = _trial(setup, prepared, 1 + repeats * window, window)
+    trial, on = _trial(setup, prepared, 1 + repeats * window * gap, window, gap)
     taken: list[tuple[int, float]] = []
 
     def note(info: RoundInfo) -> None:
@@ -111,12 +130,13 @@ def measure_round(setup: Setup, prepared: Prepared, latency: Latency, window: in
         if out_of_memory(error):
             return False
         raise
-    seconds = [after - before for (_, before), (width, after) in pairwise(taken) if width == window]
+    largest = max(width for width, _ in taken)
+    seconds = [after - before for (_, before), (width, after) in pairwise(taken) if width == largest]
     latency.rounds[window] = setup.problem.share(min(seconds))[0]
     return True
 
 
-def _trial(setup: Setup, prepared: Prepared, nodes: int, window: int) -> tuple[Setup, Prepared]:
+def _trial(setup: Setup, prepared: Prepared, nodes: int, window: int, gap: int) -> tuple[Setup, Prepared]:
     """Make a solve that calls the model as the real one does, but whose states never move: so every round slides on.
 
     It needs no noise, whose realization may remember what it was asked.
@@ -135,7 +155,7 @@ def _trial(setup: Setup, prepared: Prepared, nodes: int, window: int) -> tuple[S
     )
     tables = Tables.of(flat, setup.tables.a, setup.tables.times.dtype)
     state = tuple(setup.problem.x0.shape[1:])
-    trial = replace(
-        setup, plan=flat, tables=tables, tolerance=RelAbs(), guess=Hold(tables, state), window=window, certifier=None
-    )
+    thinning = Thinning(flat, 1.0, farthest=gap) if gap > 1 else None
+    plain = replace(setup, tolerance=RelAbs(), guess=Hold(tables, state), certifier=None, thinning=thinning)
+    trial = replace(plain, plan=flat, tables=tables, window=window)
     return trial, replace(prepared, plan=flat, tables=tables, draw=None, steps_at=[0] * (nodes + 1))

@@ -159,7 +159,7 @@ def solve(
     else:
         solution = run(prepared.problem.x0, Trajectory(plan, prepared.problem.x0, save))
     if choice is not None:
-        solution = replace(solution, stats=choice.account(solution.stats, time.perf_counter() - started))
+        solution = choice.account(solution, time.perf_counter() - started, prepared.problem)
     logger.info("%r", solution)
     if throw and Status.STOPPED not in solution.status:
         solution.raise_for_status()

@@ -39,10 +39,12 @@ class Thinning:
         plan: the plan, of order one.
         budget: error that all gaps together may add to the states, in multiples of the yardstick; a gap's share is that
             of its nodes, the squares adding up.
+        farthest: nodes from one evaluation to the next, at most.
     """
 
-    def __init__(self, plan: Plan, budget: float) -> None:
+    def __init__(self, plan: Plan, budget: float, farthest: int = _FARTHEST) -> None:
         """Start with every sample at its first node."""
+        self._farthest = farthest
         self._a, self._b = plan.a[:, 0].tolist(), plan.b[:, 0].tolist()
         self._variance = plan.c.square().tolist()
         yardstick = plan.c if plan.yardstick is None else plan.yardstick
@@ -134,7 +136,9 @@ class Thinning:
             spread = spreads[slot] if slot < len(spreads) else spread
             gap.reach(abs(self._b[node]) * spread)
             new = slot >= len(kept)
-            wanted = slot == 0 or bool(gap.full or gap.exceeds(self._budget[node]) if new else kept[slot])
+            wanted = slot == 0 or bool(
+                gap.length > self._farthest or gap.exceeds(self._budget[node]) if new else kept[slot]
+            )
             if wanted and taken == rows:
                 break
             taken += wanted
@@ -173,10 +177,6 @@ class _Gap:
     cost: float = 0.0
     variance: float = 0.0
     length: int = 0
-
-    @property
-    def full(self) -> bool:
-        return self.length > _FARTHEST
 
     def reach(self, weight: float) -> None:
         """Add a node, whose prediction misses `weight` times what the noise has moved the state."""

@@ -1,12 +1,19 @@
 """What every test gets: a Hypothesis profile, one thread per worker, the same random numbers each time."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import config
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tests.meters import Clocked
 
 # deadline=None everywhere: the first call of a kernel is slow, and that is no failure.
 settings.register_profile("ci", max_examples=50, deadline=None, derandomize=True)
@@ -30,3 +37,17 @@ def unchecked() -> Iterator[None]:
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def clocked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clocked]:
+    """Make models that alone advance the clock by which latencies are measured."""
+    from picard import latency  # not above: the run-time type checks must be in place before
+    from tests.meters import Clocked
+
+    def make(model: Callable[..., Tensor], cost: Callable[[int], float]) -> Clocked:
+        made = Clocked(model, cost)
+        monkeypatch.setattr(latency, "clock", made.clock)
+        return made
+
+    return make

@@ -1,4 +1,4 @@
-"""Meters for tests of cost: live tensor bytes, and the times the host waits for the device."""
+"""Meters for tests of cost: live tensor bytes, waits of the host for the device, and a clock that only models move."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+import picard
 
 
 class Memory(TorchDispatchMode):
@@ -115,3 +117,22 @@ class Syncs(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:  # noqa: PYI036
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._patch.undo()
+
+
+class Clocked:
+    """A model that takes a number of seconds, by rows."""
+
+    def __init__(self, model: Callable[..., Tensor], cost: Callable[[int], float]) -> None:
+        self.model, self.cost, self.now = model, cost, 0.0
+
+    def __call__(self, first: Tensor, second: Tensor, **cond: Any) -> Tensor:
+        self.now += self.cost(len(first))
+        return self.model(first, second, **cond)
+
+    def clock(self) -> float:
+        return self.now
+
+    def taken(self, solve: Callable[[], picard.Solution]) -> tuple[float, picard.Solution]:
+        before = self.now
+        solution = solve()
+        return self.now - before, solution

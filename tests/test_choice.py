@@ -15,38 +15,10 @@ from torch import Tensor
 import picard
 from benchmarks.problems import benchmarks
 from picard import latency
+from tests.meters import Clocked
 from tests.problems import F64, pendulum, pendulum_drift, rms, start, times
 
 WINDOWS = (4, 8, 16, 32, 64)
-
-
-class Clocked:
-    """A model that takes a number of seconds, by rows."""
-
-    def __init__(self, model: Callable[..., Tensor], cost: Callable[[int], float]) -> None:
-        self.model, self.cost, self.now = model, cost, 0.0
-
-    def __call__(self, first: Tensor, second: Tensor, **cond: Any) -> Tensor:
-        self.now += self.cost(len(first))
-        return self.model(first, second, **cond)
-
-    def clock(self) -> float:
-        return self.now
-
-    def taken(self, solve: Callable[[], picard.Solution]) -> tuple[float, picard.Solution]:
-        before = self.now
-        solution = solve()
-        return self.now - before, solution
-
-
-@pytest.fixture
-def clocked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clocked]:
-    def make(model: Callable[..., Tensor], cost: Callable[[int], float]) -> Clocked:
-        made = Clocked(model, cost)
-        monkeypatch.setattr(latency, "clock", made.clock)
-        return made
-
-    return make
 
 
 def ode(model: Clocked, batch: int = 1) -> picard.ODE:
@@ -59,7 +31,7 @@ def ode(model: Clocked, batch: int = 1) -> picard.ODE:
 def test_auto_is_near_the_best_window_and_never_behind_sequential(
     name: str, share: float, clocked: Callable[..., Clocked]
 ) -> None:
-    """A row costs `share` of a call. The first solve measures, the second knows."""
+    """A row costs `share` of a call. The first solve measures, the next two learn, the fourth knows."""
     benchmark = benchmarks()[name]
     model = clocked(benchmark.model, lambda rows: 1 + share * rows)
     whole = benchmark.problem(0)
@@ -72,12 +44,12 @@ def test_auto_is_near_the_best_window_and_never_behind_sequential(
     alone, reference = model.taken(lambda: picard.sequential(problem, 100, method="ddpm"))
     fixed = min(model.taken(lambda window=window: solve(window))[0] for window in WINDOWS)  # type: ignore[misc]
     first, solution = model.taken(lambda: solve("auto"))
-    again, _ = model.taken(lambda: solve("auto"))
+    again = [model.taken(lambda: solve("auto"))[0] for _ in range(3)][-1]
     assert again <= 1.05 * alone
-    assert again <= 1.4 * min(alone, fixed)  # the rounds of one sample scatter around the prediction
-    assert first <= again + 0.2 * alone
+    assert again <= 1.15 * min(alone, fixed)
+    assert first <= again + 0.25 * alone
     assert rms(solution.final - reference.final) < 0.1
-    assert (solution.stats.trials > 0) == (first > again)
+    assert solution.stats.trials > 0
 
 
 @torch.no_grad()
@@ -201,7 +173,7 @@ def test_noise_is_not_asked_for_while_measuring() -> None:
 
 @torch.no_grad()
 def test_what_is_known_of_a_model_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "clock", itertools.count().__next__)
+    monkeypatch.setattr(latency, "clock", map(float, itertools.count()).__next__)
     before = len(latency._KNOWN._of)
 
     def drift(t: Tensor, x: Tensor) -> Tensor:

@@ -1,0 +1,160 @@
+"""The forecast of a solve: the rounds a window will take, and their seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from picard.latency import Latency
+from picard.plan import Plan
+from picard.solution import Stats
+
+_STRIDE = 50  # nodes a round slides on at most, where nothing is known of an equation
+_WASTE = 1.3  # rounds of small windows over the fewest possible, there
+_RAMP = 2.0  # how much smaller than the window its rounds are: at the start and the end few nodes are in flight
+_NEWS = 0.05  # by how much a solve must change its own forecast for another window to be chosen
+_BRIEF = 0.1  # seconds; the sequential solver takes so long at least for its measurement to be trusted
+_FAR = 4  # unless windows are so many times as fast
+_TRIES = 3  # whole solves that replace it
+_UNTRIED = 1.05  # a window not yet tried must promise so much more than one that was
+
+
+@dataclass(eq=False)
+class Taken:
+    """What solves with one window took.
+
+    Attributes:
+        rounds: rounds, on average.
+        width: nodes evaluated a round and sample, on average.
+        seconds: the fewest.
+        solves: their number.
+    """
+
+    rounds: float = 0.0
+    width: float = 0.0
+    seconds: float = math.inf
+    solves: int = 0
+
+    def add(self, rounds: int, width: float, seconds: float) -> None:
+        """Take in another solve."""
+        self.solves += 1
+        self.rounds += (rounds - self.rounds) / self.solves
+        self.width += (width - self.width) / self.solves
+        self.seconds = min(self.seconds, seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """Predicted rounds and seconds by window.
+
+    Fitted on the benchmark problems with the default options, 50 to 8,000 nodes, windows 2 to 256: exact scores with
+    DDPM, DDIM and DPM-Solver++, a trained U-Net, and the hard equations, which take more rounds the farther they
+    are from contracting. What earlier solves took is known better, and corrects the rest. See
+    `benchmarks.auto_window --rounds`.
+
+    Attributes:
+        nodes: nodes of the plan.
+        smooth: whether it samples a diffusion model, for which a window as long as the grid converges in a few rounds.
+        evaluated: share of the nodes that is evaluated.
+        latency: measured seconds.
+        taken: what earlier solves of the kind took, by window.
+        choices: those last made by it, by what was asked.
+    """
+
+    nodes: int
+    smooth: bool
+    evaluated: float
+    latency: Latency
+    taken: dict[int, Taken] = field(default_factory=dict)
+    choices: dict[Hashable, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: Plan, leeway: float, latency: Latency) -> Forecast:
+        """Make the forecast of a plan, whose nodes are thinned if `leeway` is positive; see `Tolerance`."""
+        return cls(plan.nodes, plan.yardstick is not None, evaluated_share(leeway), latency)
+
+    def rounds(self, window: int) -> float:
+        """Predict the rounds: those to slide over all nodes, those to converge, and what others took more than that.
+
+        `evaluated * nodes / window + 1 + log2(window)` for diffusion models. The mean error of the logarithm is 0.13.
+        Equations slide on by at most some 50 nodes a round; there it is 0.5, until a solve has shown more.
+        """
+        if window in self.taken:
+            return self.taken[window].rounds
+        near = self._nearest(window)
+        if near:
+            return max(1.0, self._least(window) + self.taken[near].rounds - self._least(near))
+        if self.smooth:
+            return self._least(window)
+        return self._least(window) + self.nodes * ((_WASTE - 1) / window + 1 / _STRIDE)
+
+    def width(self, window: int) -> float:
+        """Predict the nodes that a round evaluates on average."""
+        if window in self.taken:
+            return self.taken[window].width
+        return self.evaluated * window / (1 + _RAMP * self.evaluated * window / self.nodes)
+
+    def seconds(self, window: int) -> float:
+        """Predict the seconds of a solve."""
+        near = self._nearest(window)
+        caution = 1.0 if window in self.taken or not near else _UNTRIED
+        return caution * self.tempo(window) * self.rounds(window) * self.latency.seconds(self.width(window))
+
+    def at_best(self, window: int) -> float:
+        """Bound the seconds of a solve from below, for a window larger than those measured."""
+        return self.tempo(window) * self.rounds(window) * self.latency.at_best(self.width(window))
+
+    def alone(self) -> float:
+        """Predict the seconds of the sequential solver."""
+        if 1 in self.taken:
+            return self.taken[1].seconds
+        return self.nodes * self.latency.step * min([1.0, *map(self.tempo, self.taken)])  # the machine was busy then
+
+    def unsure(self, window: int) -> bool:
+        """Say whether solves so brief that measurements cannot tell them apart should be tried sequentially, too."""
+        alone = self.alone()
+        tries = self.taken[1].solves if 1 in self.taken else 0
+        return window in self.taken and alone < _BRIEF and _FAR * self.seconds(window) > alone and tries < _TRIES
+
+    def tempo(self, window: int) -> float:
+        """Return the seconds that solves took over those predicted for their rounds.
+
+        A first solve that took long may have been disturbed.
+        """
+        near = self._nearest(window)
+        if not near:
+            return 1.0
+        taken = self.taken[near]
+        tempo = taken.seconds / (taken.rounds * self.latency.seconds(taken.width))
+        return min(tempo, 1.0) if taken.solves == 1 else tempo
+
+    def learn(self, window: int, stats: Stats, seconds: float) -> None:
+        """Take in what a solve took; what was chosen before it holds on if its forecast was right.
+
+        Args:
+            window: its window, 1 for the sequential solver.
+            stats: its counts.
+            seconds: its own seconds, without those of measurements.
+        """
+        predict = self.alone if window == 1 else partial(self.seconds, window)
+        before = predict()
+        width = stats.evaluations / (stats.rounds * stats.batch)
+        self.taken.setdefault(window, Taken()).add(stats.rounds, width, seconds)
+        if self.taken[window].solves <= _TRIES or abs(predict() - before) > _NEWS * before:
+            self.choices.clear()
+
+    def _least(self, window: int) -> float:
+        return self.evaluated * self.nodes / window + 1 + math.log2(window)
+
+    def _nearest(self, window: int) -> int:
+        """Return the window nearest to one among those tried, 0 if none was."""
+        tried = (other for other in self.taken if other > 1)
+        return min(tried, key=lambda other: abs(math.log(other / window)), default=0)
+
+
+def evaluated_share(leeway: float) -> float:
+    """Return the share of the nodes that a solve with a tolerance's `leeway` evaluates, fitted on `benchmarks`."""
+    return min(1.0, 1 / 3 + 0.025 / leeway) if leeway > 0 else 1.0
