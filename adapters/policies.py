@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,7 @@ def parallelize_policy(
     warm_start: int | Literal["shift"] | None = None,
     fresh_noise: bool = True,
     actions: int | None = None,
+    compile: bool | Mapping[str, Any] = False,  # noqa: A002  # as `picard.solve` names it
 ) -> Any:
     """Make a policy that samples actions by diffusion do so parallel in time: same calls, same actions.
 
@@ -54,6 +56,8 @@ def parallelize_policy(
         fresh_noise: whether a warm start draws new noise, so that it changes the time and nothing else; otherwise the
             last plan's noise, moved forward, is used again, which makes successive plans agree.
         actions: how many actions will be executed: only these, and those before them, need meet the tolerance.
+        compile: as for `picard.solve`: compiles what the solver does between calls of the network, which counts for
+            networks of a few milliseconds. The first call takes up to a minute longer. The network is left as it is.
 
     Returns:
         The same policy.
@@ -63,7 +67,7 @@ def parallelize_policy(
         InvalidProblemError: if an option has the wrong form.
     """
     options = PolicyOptions(
-        window, tolerance, max_rows, mode, linearization, guess, certify, warm_start, fresh_noise, actions
+        window, tolerance, max_rows, mode, linearization, guess, certify, warm_start, fresh_noise, actions, compile
     )
     found = owner_of(policy)
     if found is None:

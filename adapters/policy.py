@@ -126,6 +126,7 @@ class ParallelPolicy:
             linearization=options.linearization,
             guess=guess,
             certify=options.certify,
+            compile=options.compile,
         )
         self.solution = problem.unscaled(solution)
         if problem.seen is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ class PolicyOptions:
     warm_start: int | Literal["shift"] | None
     fresh_noise: bool
     actions: int | None
+    compile: bool | Mapping[str, Any]
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -76,6 +78,7 @@ class PolicyOptions:
             "tolerance": isinstance(self.tolerance, Tolerance),
             "linearization": self.linearization != "secant",
             "guess": self.guess != "hold",
+            "compile": self.compile is not False,
         }
         return next((name for name, given in chosen.items() if given), None)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
-from picard.advance import Rules, advance
+from picard.advance import Advance, Evaluated, Rules, advance
 from picard.entering import Guess
 from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.hold import Hold
+from picard.tables import Coefficients
 from picard.whole import takes, whole_round
+from picard.window import State
 
 
 class Compiled:
@@ -26,10 +29,15 @@ class Compiled:
         """Prepare; nothing is compiled before the first call."""
         shape = guess.state if isinstance(guess, Hold) else None
 
-        self.advance = _compile(lambda *args, **more: advance(rules, *args, **more), options)
+        self.advance = _compile(partial(_advance, rules), options)
         self.whole = None
         if takes(guess):
-            self.whole = _compile(lambda *args, **more: whole_round(rules, shape, *args, **more), options)
+            self.whole = _compile(partial(whole_round, rules, shape), options)
+
+
+def _advance(rules: Rules, at: Coefficients, state: State, found: Evaluated) -> Advance:
+    """Advance windows of which all nodes were evaluated; one code for full windows and others."""
+    return advance(rules, at, state, found._replace(asked=state.inside()), full=False)
 
 
 def compiled(rules: Rules, guess: Guess, options: bool | Mapping[str, Any]) -> Compiled | None:
@@ -51,7 +59,7 @@ def compiled(rules: Rules, guess: Guess, options: bool | Mapping[str, Any]) -> C
         msg = f"compile must be True, False or keyword arguments of torch.compile; given {describe(options)}"
         raise InvalidProblemError(msg)
     shape = guess.state if isinstance(guess, Hold) else None
-    key = (rules, type(guess), shape, tuple(sorted((name, repr(value)) for name, value in options.items())))
+    key = (rules, type(guess), shape, repr(sorted(options.items())))
     try:
         known = _MADE.get(key)
     except TypeError:  # a rule of the user's that has no hash
@@ -65,7 +73,13 @@ _MADE: dict[Any, Compiled] = {}
 
 
 def _compile(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
-    made = torch.compile(function, **{"dynamic": True, "fullgraph": True, **options})
+    given = {"dynamic": True, "fullgraph": True, **options}
+    skip = getattr(torch.compiler, "skip_guard_on_globals_unsafe", None)  # from torch 2.8 on
+    if (
+        skip is not None and "mode" not in given
+    ):  # this package's functions do not change: checking that at every call takes half its time
+        given["options"] = {"guard_filter_fn": skip, **given.get("options", {})}
+    made = torch.compile(function, **given)
 
     def call(*args: Any, **keywords: Any) -> Any:
         from torch._dynamo.exc import TorchDynamoException

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,20 +14,18 @@ from picard.aside import Aside
 from picard.certify import Certifier
 from picard.compiled import Compiled
 from picard.device import send
-from picard.entering import Guess, Linearized, Places
+from picard.entering import Guess
 from picard.linearize import Linearization
 from picard.plan import Plan
 from picard.problem import Problem
 from picard.propagate import argument
 from picard.rows import Conditioning, Rows, evaluate, kicked
 from picard.shapes import Float, Int
-from picard.slide import slide
 from picard.tables import Tables
 from picard.thin import Thinning
 from picard.tolerance import Tolerance
-from picard.window import State, Window
-
-_TINY = 4  # compilers make other code for sizes of one and two
+from picard.whole import Whole
+from picard.window import TINY, Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +43,7 @@ class Setup:
     max_rows: int | None
     certifier: Certifier | None
     thinning: Thinning | None
-    compiled: Compiled | None = None
+    compiled: Compiled | None = None  # never with a certifier or thinning, which keep a state of their own
 
     @property
     def rules(self) -> Rules:
@@ -66,37 +63,38 @@ class Outcome(NamedTuple):
 
     Attributes:
         found: the field at the nodes of the windows.
-        step: new states.
+        step: new states, and the windows slid on already if the round did that too.
         stride: nodes accepted, of every unfinished sample.
         usable: leading nodes whose new state is finite.
-        following: the windows slid on already, if the round did that too.
     """
 
     found: Evaluated
-    step: Advance
+    step: Advance | Whole
     stride: list[int]
     usable: list[int]
-    following: State | None = None
 
 
 def run_round(setup: Setup, window: Window) -> Outcome:
     """Evaluate the window in one model call, propagate, and find what can be accepted; the host waits once."""
-    index = window.state.ahead().clamp_max(setup.plan.nodes - 1)
-    at = setup.tables.at(index)
-    found = _evaluate(setup, window, index, at.inputs)
-    aside, compiled, following = None, setup.compiled, None
+    index, compiled = window.index(), setup.compiled
+    if compiled is not None and compiled.whole is not None and _fits(setup, window):
+        window.draw(window.nodes)
+        found = _evaluate(setup, window, index, noisy=False)
+        limit, ring = send(window.limit, index), None if window.ring is None else window.ring.noise
+        plain = found._replace(asked=None)  # follows from the widths
+        whole: Whole = compiled.whole(setup.tables, window.state, limit, plain, ring, most=setup.window)
+        stride, usable = whole.counts.T.tolist()  # the one wait
+        return Outcome(found, whole, stride, usable)
+    found = _evaluate(setup, window, index)
+    aside = None
     if setup.certifier is not None or setup.thinning is not None:
         carries = setup.guess.carries_noise
         aside = Aside(window, index, setup.thinning, setup.certifier, setup.tolerance, carries)
-    if compiled is None or aside is not None or (compiled.whole is not None and not _fits(setup, window)):
+    at = setup.tables.at(index)
+    if compiled is None or compiled.whole is not None or window.nodes < TINY:
         step = advance(setup.rules, at, window.state, found, full=window.full, aside=aside)
-    elif compiled.whole is None:
-        step = compiled.advance(at, window.state, found, full=window.full)
     else:
-        window.draw(window.nodes)
-        limit, ring = send(window.limit, index), None if window.ring is None else window.ring.noise
-        arguments = (setup.tables, window.state, limit, found, ring)
-        step, (following, _) = compiled.whole(*arguments, most=setup.window, full=window.full)
+        step = compiled.advance(at, window.state, found._replace(asked=None))
     counts = torch.stack([step.stride, step.usable], 1)
     spread = None if aside is None else aside.spread
     read = (counts if spread is None else torch.cat([counts.to(spread.dtype), spread], 1)).tolist()  # the one wait
@@ -104,102 +102,33 @@ def run_round(setup: Setup, window: Window) -> Outcome:
     if setup.thinning is not None:
         for i, (sample, begin) in enumerate(zip(window.samples, window.begin, strict=True)):
             stride[i] = min(stride[i], setup.thinning.check(sample, begin, read[i][2:]))
-    return Outcome(found, step, stride, usable, following)
+    return Outcome(found, step, stride, usable)
 
 
 def _fits(setup: Setup, window: Window) -> bool:
-    """Say whether a round can slide on by itself: no window gets wider than the widest is now, nor is that tiny."""
+    """Say whether a round can slide on by itself: no window will need more slots than there are."""
     left = setup.plan.nodes - min(window.begin)
-    return window.nodes == min(setup.window, left) and window.nodes >= _TINY
+    return TINY <= window.nodes >= min(setup.window, left)
 
 
-def start(setup: Setup, window: Window) -> None:
-    """Open windows of more than their first node with guesses alone."""
-    state = window.state
-    never = torch.zeros_like(state.begin)
-    values = torch.cat([state.past, state.values], 1)
-    field = Linearized(values, state.slope, None)
-    states = state.z[:, state.history + 1 :]
-    step = Advance(states, field, state.slope, state.slope[:, 0], never, never, state.known, state.age)
-    zeros = [0] * len(window.samples)
-    move(setup, window, Outcome(Evaluated(state.argument, values), step, zeros, zeros), zeros, zeros, window.limit)
-
-
-def move(
-    setup: Setup,
-    window: Window,
-    outcome: Outcome,
-    stride: Sequence[int],
-    end: Sequence[int],
-    most: Sequence[int],
-) -> None:
-    """Slide every window on, drop samples that are through, and guess the nodes that enter.
-
-    Args:
-        setup: the solve.
-        window: the windows; those of the next round afterwards.
-        outcome: what the round found.
-        stride: nodes to pass, per sample.
-        end: last node whose new state is usable, per sample; later ones are guessed again.
-        most: nodes the next window may hold, per sample.
-    """
-    total, (found, step, *_, following) = setup.plan.nodes, outcome
-    unsound = any(usable < width for usable, width in zip(outcome.usable, window.width, strict=True))
-    keep = [i for i, (first, passed) in enumerate(zip(window.begin, stride, strict=True)) if first + passed < total]
-    if not keep:
-        window.samples, window.begin, window.width = [], [], []
-        return
-    if len(keep) < len(stride):
-        rows = send(keep, step.states)
-        found, step, following = (_some(one, rows) for one in (found, step, following))
-        window.keep(keep)
-        stride, end, most = ([one[i] for i in keep] for one in (stride, end, most))
-    old = window.begin
-    window.begin = [first + passed for first, passed in zip(old, stride, strict=True)]
-    window.width = [min(nodes, total - first) for nodes, first in zip(most, window.begin, strict=True)]
-    if following is not None:
-        window.state = following
-        window.narrow(max(window.width))
-        return
-    window.draw()
-    count = max(first + width - 1 - last for first, width, last in zip(window.begin, window.width, end, strict=True))
-    window.state = slide(
-        window.state,
-        found,
-        step,
-        step.stride if setup.thinning is None else send(stride, step.stride),
-        send(window.width, step.stride),
-        setup.guess,
-        nodes=max(window.width),
-        count=max(0, count),
-        unsound=unsound,
-        noise=None if window.ring is None else window.ring.at,
-        places=Places(old, end, window.begin, window.width, window.samples),
-    )
-
-
-def _some(value: Any, rows: Tensor) -> Any:
-    """Take rows of all tensors in nested named tuples."""
-    if isinstance(value, tuple):
-        return type(value)(*[_some(one, rows) for one in value])
-    return None if value is None else value[rows]
-
-
-def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"], inputs: Tensor | None) -> Evaluated:
+def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"], *, noisy: bool = True) -> Evaluated:
     """Call the model on the nodes inside their windows.
 
-    States that wait for their certificate are evaluated in the same call.
+    States that wait for their certificate are evaluated in the same call. Noise that enters the states directly is
+    looked up only if `noisy`.
     """
     state, nodes = window.state, window.nodes
+    inputs = None if setup.tables.inputs is None else setup.tables.inputs[index]
     given = argument(inputs, state.z[:, : state.history + nodes], state.history)
-    z, sample = given.flatten(0, 1), send(np.repeat(window.samples, nodes), index)
+    z, sample = given.flatten(0, 1), window.sample()
     node, place, asked = index.flatten(), None, None
     slots = setup.slots(window)
     if sum(map(len, slots)) < index.numel():
         chosen = torch.tensor([i * nodes + j for i, wanted in enumerate(slots) for j in wanted])
         place = send(chosen, z)
         z, node, sample = z[place], node[place], sample[place]
-        asked = torch.zeros_like(node, dtype=torch.bool).new_zeros(index.numel()).index_fill(0, place, 1).view_as(index)
+        asked = torch.zeros_like(index, dtype=torch.bool)
+        asked.view(-1)[place] = True
     count, arrangement = len(z), (tuple(window.samples), tuple(map(len, slots)))
     certifier = setup.certifier
     if certifier is None or certifier.claim is None:
@@ -219,8 +148,9 @@ def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"], i
         return found.unflatten(0, tuple(index.shape))
 
     drift = spread(value)
-    noise = None if window.ring is None else window.ring.at(index)
-    kick = None
+    noise = kick = None
+    if window.ring is not None and (noisy or diffusion is not None):
+        noise = window.ring.at(index)
     if diffusion is not None and noise is not None:
         diffusion = spread(diffusion)
         scale = setup.tables.kick[index].reshape(*index.shape, *[1] * (noise.ndim - 2))

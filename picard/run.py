@@ -8,12 +8,14 @@ import time
 import torch
 from torch import Tensor
 
+from picard.advance import Advance
 from picard.device import send
-from picard.engine import Outcome, Setup, call_model, move, run_round, start
+from picard.engine import Outcome, Setup, call_model, run_round
 from picard.errors import NonFiniteError
 from picard.expected import Along
 from picard.hold import Hold
 from picard.memory import RowLimit
+from picard.move import move, start
 from picard.prepare import Prepared
 from picard.progress import Callback, Progress, RoundInfo
 from picard.propagate import finite
@@ -45,12 +47,13 @@ class Run:
         self.setup, self.prepared, self.trajectory = setup, prepared, trajectory
         self.max_rounds, self.callback = max_rounds, callback
         self.started = time.perf_counter()
+        whole = setup.compiled is not None and setup.compiled.whole is not None
         ring = None
         if prepared.draw is not None:
-            compiled = setup.compiled is not None and setup.compiled.whole is not None
-            reach = setup.window * (REACH if setup.thinning else 2 if compiled else 1)
+            reach = setup.window * (REACH if setup.thinning else 2 if whole else 1)
             ring = Ring(prepared.draw, batch, setup.plan.nodes, reach, setup.problem.noise_shape)
-        self.window = Window(setup.plan, x0.to(prepared.wide).flatten(1), ring, setup.window)
+        start_states = x0.to(prepared.wide).flatten(1)
+        self.window = Window(setup.plan, start_states, ring, setup.window, setup.window if whole else 1)
         self.reached = [0] * batch  # nodes accepted, per sample
         self.status = [Status.CONVERGED] * batch
         self.residual = torch.zeros(batch, dtype=prepared.wide, device=x0.device)
@@ -121,8 +124,8 @@ class Run:
         certifier, window = self.setup.certifier, self.window
         if certifier is None:
             return
-        if not isinstance(self.setup.tolerance, TotalVariation):
-            step = outcome.step
+        step = outcome.step
+        if isinstance(step, Advance) and not isinstance(self.setup.tolerance, TotalVariation):
             certifier.accept(window.samples, window.begin, outcome.stride, step.states, step.field.inner())
         cut = zip(window.samples, outcome.usable, window.width, strict=True)
         certifier.void([sample for sample, usable, width in cut if usable < width])

@@ -125,7 +125,8 @@ def solve(
         Certifier(prepared.problem, plan, prepared.tables) if certified else None,
         thinning(plan, rule, slopes, start),
     )
-    setup = replace(setup, compiled=compiled(setup.rules, start, compile))
+    if setup.certifier is None and setup.thinning is None:
+        setup = replace(setup, compiled=compiled(setup.rules, start, compile))
     prepared.problem.agree(
         lambda: {
             "the method on the grid": plan,

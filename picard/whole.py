@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from picard.advance import Advance, Evaluated, Rules, advance
+from picard.advance import Evaluated, Rules, advance
 from picard.device import take
 from picard.entering import Guess, Places
 from picard.guess import Copy
 from picard.hold import Hold
-from picard.shapes import Int
+from picard.shapes import Float, Int
 from picard.slide import slide
 from picard.tables import Tables
 from picard.window import State
@@ -21,15 +21,22 @@ from picard.window import State
 _NOWHERE = Places((), (), (), (), ())  # the host is not asked where the windows are
 
 
-class Next(NamedTuple):
-    """The windows after a round.
+class Whole(NamedTuple):
+    """What a round found, and the windows after it; see `Advance` for the other attributes.
 
     Attributes:
-        state: their state.
+        counts: nodes accepted, and leading nodes whose new state is finite, shape (batch, 2).
+        state: the windows slid on.
+        nodes: node in every slot of these, none past the plan's last, shape (batch, nodes).
         limit: most nodes a window may hold, shape (batch,).
     """
 
+    states: Float[Tensor, "batch nodes dims"]
+    change: Float[Tensor, "batch nodes"]
+    residual: Float[Tensor, " batch"]
+    counts: Int[Tensor, "batch 2"]
     state: State
+    nodes: Int[Tensor, "batch nodes"]
     limit: Int[Tensor, " batch"]
 
 
@@ -48,8 +55,7 @@ def whole_round(
     ring: Tensor | None,
     *,
     most: int,
-    full: bool,
-) -> tuple[Advance, Next]:
+) -> Whole:
     """Propagate evaluated nodes, accept, and slide on, as `advance` and `slide` do with the host between them.
 
     Args:
@@ -58,16 +64,17 @@ def whole_round(
         tables: the plan's coefficients.
         state: the windows; they hold as many nodes as the plan has left, or as many as they may.
         limit: most nodes a window may hold: halved where states were not finite, doubled after.
-        found: the field at the nodes.
+        found: the field at the nodes, all in the windows evaluated, without the noise.
         ring: noise of all nodes that may be reached, see `Ring`.
         most: largest limit.
-        full: whether all windows are as wide as the widest.
     """
     total = tables.a.shape[0]
-    at = tables.at(state.ahead().clamp_max(total - 1))
-    step = advance(rules, at, state, found, full=full)
-
-    noise = None if ring is None else partial(_noise, ring)
+    index = state.ahead().clamp_max(total - 1)
+    at, noise = tables.at(index), None if ring is None else partial(_noise, ring)
+    if noise is not None and found.kick is None:
+        found = found._replace(noise=noise(index).flatten(2))
+    found = found._replace(asked=state.inside())
+    step = advance(rules, at, state, found, full=False)
     halved = (torch.minimum(limit, state.width) // 2).clamp_min(1)
     limit = torch.where(step.usable == state.width, (2 * limit).clamp_max(most), halved)
     following = slide(
@@ -83,7 +90,9 @@ def whole_round(
         noise=noise,
         places=_NOWHERE,
     )
-    return step, Next(following, limit)
+    counts = torch.stack([step.stride, step.usable], 1)
+    index = following.ahead().clamp_max(total - 1)
+    return Whole(step.states, step.change, step.residual, counts, following, index, limit)
 
 
 def _noise(ring: Tensor, nodes: Int[Tensor, "batch wanted"]) -> Tensor:

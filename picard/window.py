@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from picard.device import send
 from picard.plan import Plan
 from picard.ring import Ring
 from picard.shapes import Bool, Float, Int
+
+TINY = 4  # slots that a compiled round has at least: for one or two, compilers make other code
 
 
 class State(NamedTuple):
@@ -75,55 +78,81 @@ class Window:
         ring: the noise, if the problem has any.
     """
 
-    def __init__(self, plan: Plan, x: Float[Tensor, "batch dims"], ring: Ring | None, limit: int) -> None:
-        """Start with one node a sample: the initial state."""
+    def __init__(
+        self, plan: Plan, x: Float[Tensor, "batch dims"], ring: Ring | None, limit: int, slots: int = 1
+    ) -> None:
+        """Start with one node a sample: the initial state.
+
+        Args:
+            plan: the plan.
+            x: initial states.
+            ring: the noise, if the problem has any.
+            limit: most nodes a window may hold.
+            slots: slots for nodes; one is needed.
+        """
         batch, dims = x.shape
         history = plan.order - 1
         self.samples = list(range(batch))
         self.begin, self.width = [0] * batch, [1] * batch
         self.limit = [limit] * batch
+        self._total = plan.nodes
+        self._index: Tensor | None = None
+        self._rows: tuple[Sequence[int], Tensor] | None = None
         self.ring = ring
-        nothing, never = x.new_zeros(batch, 1, dims), torch.zeros(batch, 1, dtype=torch.bool, device=x.device)
-        whole = torch.zeros(batch, 1, dtype=torch.int64, device=x.device)
+
+        def nothing(dtype: torch.dtype, *shape: int) -> Tensor:  # no two are the same tensor, for compilers would ask
+            return torch.zeros(batch, *shape, dtype=dtype, device=x.device)
+
+        wide = x.dtype
+        empty = nothing(wide, slots, dims)
         self.state = State(
-            begin=whole[:, 0],
-            width=whole[:, 0] + 1,
-            z=torch.cat([x.new_zeros(batch, history, dims), x[:, None], nothing], 1),
-            past=x.new_zeros(batch, history, dims),
-            argument=nothing,
-            values=nothing,
-            evaluated=never,
-            slope=x.new_zeros(batch, 1),
-            known=never,
-            age=whole,
+            begin=nothing(torch.int64),
+            width=nothing(torch.int64) + 1,
+            z=torch.cat([nothing(wide, history, dims), x[:, None], empty], 1),
+            past=nothing(wide, history, dims),
+            argument=empty,
+            values=nothing(wide, slots, dims),
+            evaluated=nothing(torch.bool, slots),
+            slope=nothing(wide, slots),
+            known=nothing(torch.bool, slots),
+            age=nothing(torch.int64, slots),
         )
         self.draw()
 
     @property
     def nodes(self) -> int:
-        """Largest number of nodes a sample evaluates this round."""
+        """Slots for nodes, at least as many as a sample evaluates this round."""
         return self.state.nodes
 
     @property
     def full(self) -> bool:
-        """Whether all samples have windows of the same width."""
+        """Whether every slot holds a node to evaluate."""
         return min(self.width) == self.nodes
+
+    def index(self) -> Int[Tensor, "batch nodes"]:
+        """Return the node in every slot, none past the plan's last."""
+        if self._index is None:
+            self._index = self.state.ahead().clamp_max(self._total - 1)
+        return self._index
+
+    def sample(self) -> Int[Tensor, " rows"]:
+        """Return the index in the batch of every slot of every sample."""
+        if self._rows is None or self._rows[0] != self.samples or len(self._rows[1]) != self.nodes * len(self.samples):
+            self._rows = self.samples, send(np.repeat(self.samples, self.nodes), self.state.begin)
+        return self._rows[1]
+
+    def move(self, state: State, index: Int[Tensor, "batch slots"] | None = None) -> None:
+        """Take on a new state, cut to the slots that are needed; `index` is that of its nodes, if it is known."""
+        if index is not None:  # a state with slots to spare
+            nodes = max(TINY, *self.width)
+            state, index = _cut(state, nodes), index[:, :nodes]
+        self.state, self._index = state, index
 
     def draw(self, ahead: int = 0) -> None:
         """Draw the noise of all nodes in the window, and of so many after it, that have none."""
         if self.ring is not None:
             need = [first + width + ahead for first, width in zip(self.begin, self.width, strict=True)]
             self.ring.fill(self.samples, self.begin, need)
-
-    def narrow(self, nodes: int) -> None:
-        """Drop the last slots of all samples, down to so many nodes."""
-        state = self.state
-        if nodes < state.nodes:
-            kept = {"z": state.z[:, : state.history + nodes + 1]}
-            for name in ("argument", "values", "evaluated", "slope", "known", "age"):
-                kept[name] = getattr(state, name)[:, :nodes]
-            plain = torch.contiguous_format  # compiled rounds would be compiled again for other strides
-            self.state = state._replace(**{name: part.clone(memory_format=plain) for name, part in kept.items()})
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all samples but those in some rows."""
@@ -133,3 +162,14 @@ class Window:
         self.begin, self.width, self.limit = ([one[i] for i in rows] for one in (self.begin, self.width, self.limit))
         if self.ring is not None:
             self.ring.keep(rows)
+
+
+def _cut(state: State, nodes: int) -> State:
+    """Drop the last slots of all samples, down to so many nodes."""
+    if nodes >= state.nodes:
+        return state
+    kept = {"z": state.z[:, : state.history + nodes + 1]}
+    for name in ("argument", "values", "evaluated", "slope", "known", "age"):
+        kept[name] = getattr(state, name)[:, :nodes]
+    plain = torch.contiguous_format  # compiled rounds would be compiled again for other strides
+    return state._replace(**{name: part.clone(memory_format=plain) for name, part in kept.items()})

@@ -1,0 +1,64 @@
+"""Solves with compiled rounds beside plain ones, for `test_compile.py`; prints what it finds as JSON.
+
+A program of its own: the run-time type checks of the tests stand in a compiler's way.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import picard
+from tests.problems import F64, diffusion, pendulum, sde, times
+
+
+def failing() -> picard.ODE:
+    """Make a problem whose early iterates run out of the field's range, so that windows are cut and grow again."""
+
+    def drift(_: Tensor, x: Tensor) -> Tensor:
+        return torch.where(x.abs() > 5, torch.nan, -30 * x)
+
+    return picard.ODE(drift, torch.tensor([[1.0], [2.0]], dtype=F64))
+
+
+CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "diffusion": (lambda: diffusion(batch=1), 50, {"method": "ddpm", "window": 12}),
+    "batch": (lambda: diffusion(batch=3), 50, {"method": "ddpm", "window": 12}),
+    "order": (lambda: diffusion(batch=2), 30, {"method": "dpmsolver++", "window": 9}),
+    "sde": (sde, times(40), {"method": "euler", "window": 10}),
+    "copies": (lambda: diffusion(batch=2), 50, {"method": "ddpm", "window": 12, **picard.presets.PARADIGMS}),
+    "polynomial": (pendulum, times(40), {"method": "rk4", "window": 16}),
+    "rounds": (lambda: diffusion(batch=2), 50, {"method": "ddpm", "window": 12, "tolerance": picard.FixedRounds(2)}),
+    "all": (lambda: diffusion(batch=2), 50, {"method": "ddpm", "window": 12, "save": "all"}),
+    "cut": (
+        failing,
+        torch.linspace(0, 1, 41, dtype=F64),
+        {"method": "euler", "window": 16, "guess": "copy", "linearization": "identity"},
+    ),
+}
+
+
+def compare(name: str, backend: str) -> dict[str, Any]:
+    """Solve a case both ways, twice, and count what was compiled."""
+    make, grid, options = CASES[name]
+    torch._dynamo.reset()
+    plain = picard.solve(make(), grid, **options)
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    found = [picard.solve(make(), grid, **options, compile={"backend": backend}) for _ in range(2)]
+    scale = float(plain.ys.abs().max())
+    return {
+        "difference": max(float((one.ys - plain.ys).abs().max()) for one in found) / scale,
+        "counts": [(one.stats.rounds, one.stats.evaluations, one.stats.host_syncs) for one in (plain, *found)],
+        "graphs": counters["stats"]["unique_graphs"],
+        "breaks": sum(counters["graph_break"].values()),
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.stdout.write(json.dumps({name: compare(name, sys.argv[1]) for name in sys.argv[2:] or CASES}) + "\n")

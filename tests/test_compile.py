@@ -1,0 +1,85 @@
+"""Compiled rounds: the same solve, one graph without a break, and clear words where that cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import picard
+from tests.compiled_solves import CASES
+from tests.problems import diffusion
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(backend: str, *names: str) -> Any:
+    command = [sys.executable, "-m", "tests.compiled_solves", backend, *names]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def found() -> Any:
+    """What a backend that runs every captured graph as it is finds, for all cases in one process."""
+    return run("eager")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_compiled_solve_is_the_same_solve(name: str, found: Any) -> None:
+    """The same rounds, evaluations and host waits; the states up to the order of sums."""
+    one = found[name]
+    plain, first, again = one["counts"]
+    assert plain == first == again
+    assert one["difference"] <= 1e-12
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_round_is_one_graph_whatever_its_window(name: str, found: Any) -> None:
+    """Windows shrink towards the end and samples drop out: forty rounds and more, a handful of shapes that differ.
+
+    A batch of one is other code to a compiler, as are windows no longer than the method's order, and sizes that happen
+    to be the same.
+    """
+    assert found[name]["breaks"] == 0
+    assert 1 <= found[name]["graphs"] <= 3
+
+
+@pytest.mark.slow
+def test_a_compiler_of_machine_code_finds_the_same() -> None:
+    for name, one in run("inductor", "diffusion", "order", "sde").items():
+        assert one["counts"][0] == one["counts"][1], name
+        assert one["difference"] <= 1e-10, name
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("given", ["yes", 1, None])
+def test_options_must_be_a_mapping(given: Any) -> None:
+    with pytest.raises(picard.InvalidProblemError, match="compile must be True, False or keyword arguments"):
+        picard.solve(diffusion(), 10, method="ddpm", compile=given)
+
+
+def test_a_rule_that_reads_numbers_cannot_be_compiled() -> None:
+    class Reading(picard.NoiseRatio):
+        def bound(self, candidates: Any) -> Any:
+            return super().bound(candidates) * float(candidates.size.max() > 0)
+
+    with pytest.raises(picard.NotSupportedError, match="cannot be compiled"):
+        picard.solve(diffusion(), 10, method="ddpm", tolerance=Reading(0.1), compile={"backend": "eager"})
+
+
+def test_rounds_that_certify_are_not_compiled() -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError
+
+    solution = picard.solve(diffusion(), 10, method="ddpm", certify=True, compile={"backend": refuse})
+    assert solution.certificate is not None
+    assert torch.isfinite(solution.final).all()
