@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from picard.device import fetch
 from picard.errors import InvalidProblemError
 from picard.plan import Plan
 from picard.shapes import Float
@@ -101,7 +102,7 @@ class PathCertificate:
             msg = f"a Lipschitz constant must not be negative; given {constant}"
             raise InvalidProblemError(msg)
         weights = (self.plan.a.abs() + constant * self.plan.b.abs()).tolist()
-        defect = self.defect.to("cpu", torch.float64)
+        defect = fetch(self.defect)
         errors = [torch.zeros_like(defect[0])]
         for node, row in enumerate(weights):
             errors.append(sum((w * errors[-1 - p] for p, w in enumerate(row[: node + 1])), defect[node]))

@@ -163,7 +163,8 @@ class Certifier:
 
     def void(self, samples: Sequence[int]) -> None:
         """Give up on samples whose windows were cut short by states that depend on later noise."""
-        self.kl[list(samples)] = torch.inf
+        if samples:
+            self.kl[send(samples, self.kl)] = torch.inf
 
     def certificate(self) -> LawCertificate | PathCertificate:
         """Return the certificate of what was accepted and checked."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def send(values: Tensor | NDArray[Any] | Sequence[int], like: Tensor) -> Tensor:
-    """Copy indices to a tensor's device without waiting for it.
+    """Copy indices to a tensor's device, without waiting for it where that is possible.
 
     Args:
         values: a tensor on the CPU, an array, or integers.
@@ -20,9 +20,14 @@ def send(values: Tensor | NDArray[Any] | Sequence[int], like: Tensor) -> Tensor:
     host = torch.as_tensor(values)
     if like.device.type == host.device.type == "cpu":
         return host
-    if like.device.type == "cuda" and host.device.type == "cpu":  # only a copy from pinned memory does not wait
-        host = host.pin_memory()
-    return host.to(like.device, non_blocking=True)
+    # Only a copy from pinned memory may go on alone: from other memory CUDA waits, and MPS reads what is freed by then.
+    pinned = like.device.type == "cuda" and host.device.type == "cpu"
+    return (host.pin_memory() if pinned else host).to(like.device, non_blocking=pinned)
+
+
+def fetch(values: Tensor) -> Tensor:
+    """Copy numbers to the CPU, as float64; they are converted there, since not every device has that type."""
+    return values.detach().cpu().double()
 
 
 def take(source: Tensor, slots: Tensor) -> Tensor:

@@ -79,8 +79,8 @@ class Forecast:
     def rounds(self, window: int) -> float:
         """Predict the rounds: those to slide over all nodes, those to converge, and what others took more than that.
 
-        `evaluated * nodes / window + 1 + log2(window)` for diffusion models. The mean error of the logarithm is 0.13.
-        Equations slide on by at most some 50 nodes a round; there it is 0.5, until a solve has shown more.
+        `evaluated * nodes / window + 1 + log2(window)` for diffusion models. The mean error of the logarithm is 0.12.
+        Equations slide on by at most some 50 nodes a round; there it is 0.42, until a solve has shown more.
         """
         if window in self.taken:
             return self.taken[window].rounds

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from picard.device import fetch
 from picard.errors import InvalidGridError, describe
 
 NoiseKind = Literal["none", "additive", "multiplicative"]
@@ -104,7 +105,7 @@ def check_times(grid: object) -> Tensor:
             "torch.linspace(t0, t1, steps + 1), or torch.tensor([t0, (t0 + t1) / 2, t1]) for very few"
         )
         raise InvalidGridError(msg)
-    values = grid.detach().to("cpu", torch.float64)
+    values = fetch(grid)
     h = values.diff()
     if not bool(torch.isfinite(values).all()) or not (bool((h > 0).all()) or bool((h < 0).all())):
         turns = ~(h * h[0].sign() > 0)

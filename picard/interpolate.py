@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from picard.device import fetch
 from picard.errors import InvalidGridError, NotSupportedError, describe
 from picard.ode import ODE
 from picard.rows import Conditioning, Rows, evaluate
@@ -59,7 +60,7 @@ class Readout:
             t: times within the grid, shape (wanted,).
         """
         self._grid = grid
-        self._knots, wanted = (value.detach().to("cpu", torch.float64) for value in (grid, t))
+        self._knots, wanted = map(fetch, (grid, t))
         start, share = locate(self._knots, wanted)
         last = share == 1
         at_end = start + last.long()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from picard.device import fetch, send
 from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.shapes import Float
 
@@ -61,7 +62,7 @@ class Noise(ABC):
         if factor < 1:
             msg = f"factor must be at least 1; given {factor}"
             raise InvalidProblemError(msg)
-        return _CoarseNoise(self, factor, None if times is None else times.detach().to("cpu", torch.float64))
+        return _CoarseNoise(self, factor, None if times is None else fetch(times))
 
     @staticmethod
     def from_seed(seed: int | Sequence[int]) -> Noise:
@@ -156,8 +157,7 @@ class _TensorNoise(Noise):
     values: Tensor
 
     def draw(self, samples: Sequence[int], steps: Sequence[int], shape: tuple[int, ...]) -> Float[Tensor, "n *shape"]:
-        device = self.values.device
-        return self.values[torch.tensor(steps, device=device), torch.tensor(samples, device=device)]
+        return self.values[send(steps, self.values), send(samples, self.values)]
 
     def select(self, samples: Sequence[int]) -> Noise:
         return _TensorNoise(self.values[:, list(samples)])

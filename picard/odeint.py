@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.device import fetch
 from picard.errors import (
     InvalidGridError,
     InvalidProblemError,
@@ -75,7 +76,7 @@ class GridODE(ODE):
 
     def points(self, grid: Any) -> Times:
         """Take the grid as it is: it may have a single step."""
-        return Times(grid.detach().to("cpu", torch.float64))
+        return Times(fetch(grid))
 
     def time_dtype(self, grid: Any) -> torch.dtype:
         """Return the state's dtype."""

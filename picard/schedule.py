@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from picard.device import fetch
 from picard.errors import InvalidGridError, InvalidProblemError, close_match, describe
 from picard.grid import Levels
 
@@ -122,7 +123,7 @@ class TrainedSchedule(Schedule):
         if not isinstance(bar, Tensor) or bar.ndim != 1 or bar.numel() == 0 or not bar.is_floating_point():
             msg = f"alphas_cumprod must be a one-dimensional floating tensor; given {describe(bar)}"
             raise InvalidProblemError(msg)
-        bar = bar.detach().to("cpu", torch.float64)
+        bar = fetch(bar)
         if not bool(((bar > 0) & (bar <= 1)).all()) or not bool((bar.diff() <= 0).all()):
             msg = (
                 "alphas_cumprod must decrease within (0, 1]; given values from "
@@ -158,7 +159,7 @@ class TrainedSchedule(Schedule):
     def _check_timesteps(self, t: Tensor) -> Tensor:
         train = len(self.alphas_cumprod)
         whole = isinstance(t, Tensor) and t.ndim == 1 and t.numel() > 0 and not t.is_complex()
-        t = t.detach().to("cpu", torch.float64) if whole else t
+        t = fetch(t) if whole else t
         if not whole or not bool((t == t.round()).all()) or not bool(((t >= 0) & (t < train)).all()):
             msg = (
                 f"timesteps must be a one-dimensional tensor of whole training steps within [0, {train}); given "
@@ -221,11 +222,9 @@ class SigmaSchedule(Schedule):
 
     def _check_sigmas(self, sigma: Tensor) -> Tensor:
         if not isinstance(sigma, Tensor) or sigma.ndim != 1 or sigma.numel() == 0 or not sigma.is_floating_point():
-            msg = (
-                f"sigmas must be a one-dimensional floating tensor; given {describe(sigma)}: or pass a number of steps"
-            )
+            msg = f"sigmas must be a floating tensor of one dimension, or a number of steps; given {describe(sigma)}"
             raise InvalidGridError(msg)
-        sigma = sigma.detach().to("cpu", torch.float64)
+        sigma = fetch(sigma)
         top = 1.0 if self.kind == "flow" else math.inf
         if not bool((sigma.diff() < 0).all()) or not bool((sigma > 0).all()) or not float(sigma[0]) <= top:
             msg = (

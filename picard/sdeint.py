@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from picard.device import fetch
 from picard.errors import (
     InvalidGridError,
     InvalidProblemError,
@@ -122,7 +123,7 @@ def sdeint(
         if diagonal:
             check_diagonal(diffusion, ts[:1].expand(len(x0)), x0)
         both = with_milstein(both, diffusion, noise_type)
-        noise = MilsteinNoise(noise, grid.double().cpu(), sde_type == "ito", diagonal)
+        noise = MilsteinNoise(noise, fetch(grid), sde_type == "ito", diagonal)
         shape = (*shape, 2) if diagonal else (*shape[:-1], 2)
     many = method in ("heun", "midpoint")  # the increment is the same at all their stages, as with additive noise
     kind: NoiseKind = "additive" if many else "multiplicative"
@@ -230,7 +231,7 @@ def _channels(evaluate: Field, ts: Tensor, y0: Tensor, noise_type: str, *, rows:
 
 def _noise(bm: Any, y0: Tensor, channels: int, grid: Tensor, *, rows: bool) -> Noise:
     """Make the realization: a path of torchsde, a `Noise`, or one from torch's generator."""
-    batch, times = len(y0), grid.double().cpu()
+    batch, times = len(y0), fetch(grid)
     if bm is None:
         bm = Noise.from_seed(int(torch.randint(2**62, ())))
     if isinstance(bm, Noise):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.device import fetch
 from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.grid import NoiseKind, Times
 from picard.noise import Brownian, Noise
@@ -38,7 +39,7 @@ class SteppedSDE(AbsorbedSDE):
 
     def points(self, grid: Any) -> Times:
         """Take the grid as it is: it may have a single step."""
-        return Times(grid.detach().to("cpu", torch.float64), self.kind)
+        return Times(fetch(grid), self.kind)
 
     def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Evaluate drift and diffusion."""
