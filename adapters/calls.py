@@ -134,19 +134,20 @@ def _evaluate(calls: list[Call], modules: Sequence[Callable[..., Any]]) -> list[
 def _merge(calls: list[Call]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Join the arguments of several calls, row after row; `None` if they do not fit together."""
     given = [dict(leaves((call.args, call.kwargs))) for call in calls]
-    rows, fits = calls[0].rows, True
+    rows, device, fits = calls[0].rows, calls[0].x.device, True
 
     def join(path: Path, leaf: Any) -> Any:
         nonlocal fits
         values = [one[path] for one in given]
         if is_time(path) and isinstance(leaf, (int, float)):
-            like = calls[0].x
-            values = [torch.tensor(value, device=like.device) for value in values]
+            values = list(torch.tensor(values).to(device))
             leaf = values[0]
         if not isinstance(leaf, Tensor) or len(calls) == 1:
             return leaf
         if is_time(path) and leaf.numel() == 1:
-            return torch.cat([value.reshape(1).expand(rows) for value in values])
+            return torch.cat([value.reshape(1).expand(rows) for value in values]).to(
+                device
+            )  # a scalar may be on the host
         same = all(value is leaf for value in values)
         if has_rows(path, leaf, rows):
             if same and rows == 1:

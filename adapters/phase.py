@@ -64,10 +64,10 @@ class Phase:
 
     def freeze(self) -> None:
         """Write the times of all steps as tensors."""
-        like = self.call.x.device
         for path, values in self._times.items():
-            tensors = [value if isinstance(value, Tensor) else torch.tensor(value, device=like) for value in values]
-            self._times[path] = [torch.stack([one.reshape(()) if one.numel() == 1 else one for one in tensors])]
+            tensors = [torch.as_tensor(value) for value in values]
+            table = torch.stack([one.reshape(()) if one.numel() == 1 else one for one in tensors])
+            self._times[path] = [table.to(self.call.x.device)]  # scalars may be on the host
 
     def rows(self, y: Tensor, step: Tensor, sample: Tensor) -> Call:
         """Make the call for rows: states y of the given steps and samples, repeated for every copy.

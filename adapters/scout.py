@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.device import send
 from picard.errors import NotSupportedError
 from picard.noise import Noise
 
@@ -62,7 +63,7 @@ class Scout:
         self.problem: Scheduled | None = None
         self.fold = 1
         self._made: list[tuple[Call, Tensor]] = []
-        self._generator: torch.Generator | None = None
+        self._generator = torch.Generator().manual_seed(0)
         self._options: dict[str, Any] = {}
         self._result: Any = None
         self._past: deque[Tensor] = deque()
@@ -75,13 +76,10 @@ class Scout:
         call = record(module, len(self._made), self.steps, args, kwargs)
         if self.first is None:
             self.first = (call, evaluate(self._modules, [call], self._max_rows)[0])
-            self._generator = torch.Generator(call.x.device).manual_seed(0)
         known = torch.nan_to_num(main_tensor(self.first[1]), posinf=0.0, neginf=0.0)
         loud = _LOUD * known.float().square().mean().sqrt().clamp_min(1e-3)
-        noise = torch.randn(
-            (call.rows, *known.shape[1:]), generator=self._generator, device=known.device, dtype=torch.float32
-        )
-        value = loud * noise
+        noise = torch.randn((call.rows, *known.shape[1:]), generator=self._generator, dtype=torch.float32)
+        value = loud * noise.to(known.device)
         if self.problem is None:
             value = value + (known if len(known) == call.rows else 0)
         elif self.steps < self.problem.trace.plan_.nodes:
@@ -197,7 +195,7 @@ class Scout:
         wide = problem.x0.dtype
         z = x.to(wide) * float(found.scale[node])
         self._past.appendleft(z)
-        self._data.appendleft(problem.data(z, m.to(wide), torch.tensor([node], device=x.device)))
+        self._data.appendleft(problem.data(z, m.to(wide), send([node], x)))
         terms = [a * one for a, one in zip(plan.a[node].tolist(), self._past, strict=False)]
         terms += [b * one for b, one in zip(plan.b[node].tolist(), self._data, strict=False)]
         rest = result.to(wide) * float(found.scale[node + 1]) - torch.stack(terms).sum(0)

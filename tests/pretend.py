@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -74,6 +74,16 @@ class Device(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(function, args, kwargs or {})
+
+
+def place(module: nn.Module) -> nn.Module:
+    """Put a module's parameters and buffers on the device; its modules have no method that could."""
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            setattr(part, name, nn.Parameter(OnDevice(parameter.detach()), requires_grad=False))
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, OnDevice(buffer))
+    return module
 
 
 def _move(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
