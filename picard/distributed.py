@@ -90,9 +90,9 @@ class SpreadProblem(Problem):
     x0 = _forwarded("x0")
     cond = _forwarded("cond")
     noise = _forwarded("noise")
-    noise_shape = _forwarded("noise_shape")
-    noise_in_field = _forwarded("noise_in_field")
-    callee = _forwarded("callee")
+    noise_shape = _forwarded("noise_shape")  # pyright: ignore[reportIncompatibleMethodOverride]  # it is one
+    noise_in_field = _forwarded("noise_in_field")  # pyright: ignore[reportIncompatibleMethodOverride]  # it is one
+    callee = _forwarded("callee")  # pyright: ignore[reportIncompatibleMethodOverride]  # it is one
     points = _forwarded("points")
     time_dtype = _forwarded("time_dtype")
     conditioning = _forwarded("conditioning")
