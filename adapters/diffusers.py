@@ -128,6 +128,7 @@ class Scheduled(Problem):
         object.__setattr__(self, "x0", self.start.to(wide) * float(found.scale[0]))
         numbers = torch.stack([found.u, found.w, *found.shares.unbind(1)], 1).to(device, wide)
         object.__setattr__(self, "_numbers", numbers)
+        object.__setattr__(self, "_all_clipped", bool((found.shares == torch.tensor([0.0, 1.0])).all()))
         object.__setattr__(self, "_timesteps", found.timesteps.to(device))
 
     @property
@@ -166,8 +167,12 @@ class Scheduled(Problem):
         """Predict the data from the model's input and output, clipped as the scheduler does."""
         numbers = self._numbers[node]  # type: ignore[attr-defined]  # set in __post_init__
         u, w, plain, clipped = numbers.reshape(*numbers.shape, *[1] * (y.ndim - 1)).unbind(1)
-        data = u * y + w * output
-        return data if self.trace.clip is None else plain * data + clipped * self.trace.clip(data)
+        data, clip = (u * y).addcmul_(w, output), self.trace.clip
+        if clip is None:
+            return data
+        if self._all_clipped:  # type: ignore[attr-defined]  # set in __post_init__
+            return clip(data)
+        return plain * data + clipped * clip(data)
 
     def unscaled(self, solution: Solution) -> Solution:
         """Turn a solution's states back into the scheduler's, and its times into those of the model."""
