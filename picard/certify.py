@@ -82,6 +82,11 @@ class Certifier:
         self._errors = torch.zeros(batch, plan.order - 1, dims, dtype=wide, device=x0.device)
         self._defect = torch.zeros(0 if self.law else plan.nodes + 1, batch, dtype=wide, device=x0.device)
 
+    @property
+    def claims(self) -> int:
+        """Number of states still to be checked."""
+        return 0 if self.claim is None else len(self.claim.samples)
+
     def exact_only(self, nodes: Int[Tensor, "batch nodes"]) -> Bool[Tensor, "batch nodes"]:
         """Say which nodes are passed only with their field evaluated at the accepted state: those without noise."""
         return (self.tables.c[nodes] == 0) if self.law else torch.zeros_like(nodes, dtype=torch.bool)

@@ -12,9 +12,9 @@ from torch import Tensor
 from picard.advance import Advance, Evaluated, Rules, advance
 from picard.aside import Aside
 from picard.certify import Certifier
-from picard.compiled import Compiled
 from picard.device import send
 from picard.entering import Guess
+from picard.functions import Functions
 from picard.linearize import Linearization
 from picard.plan import Plan
 from picard.problem import Problem
@@ -25,7 +25,7 @@ from picard.tables import Tables
 from picard.thin import Thinning
 from picard.tolerance import Tolerance
 from picard.whole import Whole
-from picard.window import TINY, Window
+from picard.window import TINY, State, Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,8 @@ class Setup:
     max_rows: int | None
     certifier: Certifier | None
     thinning: Thinning | None
-    compiled: Compiled | None = None  # never with a certifier or thinning, which keep a state of their own
+    functions: Functions | None = None  # never with a certifier or thinning, which keep a state of their own
+    sync_every: int = 1
 
     @property
     def rules(self) -> Rules:
@@ -66,35 +67,58 @@ class Outcome(NamedTuple):
         step: new states, and the windows slid on already if the round did that too.
         stride: nodes accepted, of every unfinished sample.
         usable: leading nodes whose new state is finite.
+        rows: rows evaluated.
     """
 
     found: Evaluated
     step: Advance | Whole
     stride: list[int]
     usable: list[int]
+    rows: int
 
 
-def run_round(setup: Setup, window: Window) -> Outcome:
-    """Evaluate the window in one model call, propagate, and find what can be accepted; the host waits once."""
-    index, compiled = window.index(), setup.compiled
-    if compiled is not None and compiled.whole is not None and _fits(setup, window):
-        window.draw(window.nodes)
-        found = _evaluate(setup, window, index, noisy=False)
-        limit, ring = send(window.limit, index), None if window.ring is None else window.ring.noise
+def run_rounds(setup: Setup, window: Window, most: int | None) -> list[Outcome]:
+    """Run a round, or several if the device decides how the windows slide; the host waits once.
+
+    Args:
+        setup: the solve.
+        window: the windows; they stay as they are.
+        most: rounds left.
+    """
+    whole = None if setup.functions is None else setup.functions.whole
+    if whole is None or not _fits(setup, window):
+        return [_round(setup, window)]
+    rounds = setup.sync_every if most is None else min(setup.sync_every, most)
+    window.draw(rounds * window.nodes)
+    state, index, steps = window.state, window.index(), list[tuple[Evaluated, Whole, int]]()
+    limit, ring = send(window.limit, index), None if window.ring is None else window.ring.noise
+    slots = setup.slots(window)
+    for _ in range(rounds):
+        found = _evaluate(setup, window, state, index, slots, noisy=False)
         plain = found._replace(asked=None)  # follows from the widths
-        whole: Whole = compiled.whole(setup.tables, window.state, limit, plain, ring, most=setup.window)
-        stride, usable = whole.counts.T.tolist()  # the one wait
-        return Outcome(found, whole, stride, usable)
-    found = _evaluate(setup, window, index)
+        step = whole(setup.tables, state, limit, plain, ring, most=setup.window)
+        steps.append((found, step, sum(map(len, slots))))
+        state, index, limit = step.state, step.nodes, step.limit
+        slots = [range(window.nodes)] * len(window.samples)  # how many of them count is not known here
+    counts = torch.stack([step.counts.T for _, step, _ in steps]).tolist()  # the one wait
+    known = zip(steps, counts, strict=True)
+    return [Outcome(found, step, stride, usable, rows) for (found, step, rows), (stride, usable) in known]
+
+
+def _round(setup: Setup, window: Window) -> Outcome:
+    """Evaluate the window in one model call, propagate, and find what can be accepted."""
+    index, functions, slots = window.index(), setup.functions, setup.slots(window)
+    rows = sum(map(len, slots)) + (0 if setup.certifier is None else setup.certifier.claims)
+    found = _evaluate(setup, window, window.state, index, slots)
     aside = None
     if setup.certifier is not None or setup.thinning is not None:
         carries = setup.guess.carries_noise
         aside = Aside(window, index, setup.thinning, setup.certifier, setup.tolerance, carries)
     at = setup.tables.at(index)
-    if compiled is None or compiled.whole is not None or window.nodes < TINY:
+    if functions is None or functions.whole is not None or window.nodes < TINY:
         step = advance(setup.rules, at, window.state, found, full=window.full, aside=aside)
     else:
-        step = compiled.advance(at, window.state, found._replace(asked=None))
+        step = functions.advance(at, window.state, found._replace(asked=None))
     counts = torch.stack([step.stride, step.usable], 1)
     spread = None if aside is None else aside.spread
     read = (counts if spread is None else torch.cat([counts.to(spread.dtype), spread], 1)).tolist()  # the one wait
@@ -102,7 +126,7 @@ def run_round(setup: Setup, window: Window) -> Outcome:
     if setup.thinning is not None:
         for i, (sample, begin) in enumerate(zip(window.samples, window.begin, strict=True)):
             stride[i] = min(stride[i], setup.thinning.check(sample, begin, read[i][2:]))
-    return Outcome(found, step, stride, usable)
+    return Outcome(found, step, stride, usable, rows)
 
 
 def _fits(setup: Setup, window: Window) -> bool:
@@ -111,18 +135,25 @@ def _fits(setup: Setup, window: Window) -> bool:
     return TINY <= window.nodes >= min(setup.window, left)
 
 
-def _evaluate(setup: Setup, window: Window, index: Int[Tensor, "batch nodes"], *, noisy: bool = True) -> Evaluated:
-    """Call the model on the nodes inside their windows.
+def _evaluate(
+    setup: Setup,
+    window: Window,
+    state: State,
+    index: Int[Tensor, "batch nodes"],
+    slots: Sequence[Sequence[int]],
+    *,
+    noisy: bool = True,
+) -> Evaluated:
+    """Call the model on some slots of every window, whose nodes `index` names.
 
     States that wait for their certificate are evaluated in the same call. Noise that enters the states directly is
     looked up only if `noisy`.
     """
-    state, nodes = window.state, window.nodes
+    nodes = state.nodes
     inputs = None if setup.tables.inputs is None else setup.tables.inputs[index]
     given = argument(inputs, state.z[:, : state.history + nodes], state.history)
     z, sample = given.flatten(0, 1), window.sample()
     node, place, asked = index.flatten(), None, None
-    slots = setup.slots(window)
     if sum(map(len, slots)) < index.numel():
         chosen = torch.tensor([i * nodes + j for i, wanted in enumerate(slots) for j in wanted])
         place = send(chosen, z)

@@ -56,7 +56,7 @@ class Hold:
         """Replace the source node's own increment in the held value by that of every new node's step."""
         if entering.diffusion is None or entering.kick is None:
             return held
-        source = entering.slot - 1 - entering.history
+        source = (entering.slot - 1 - entering.history).clamp_min(0)  # of a sample that is through, it means nothing
         drift = (held - take(entering.kick, source)).unflatten(2, self.state)
         diffusion = take(entering.diffusion, source)
         kick = self.tables.kick[nodes].reshape(*nodes.shape, *[1] * (noise.ndim - 2))

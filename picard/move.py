@@ -26,7 +26,7 @@ def start(setup: Setup, window: Window) -> None:
     states = state.z[:, state.history + 1 :]
     step = Advance(states, field, state.slope, state.slope[:, 0], never, never, state.known, state.age)
     zeros = [0] * len(window.samples)
-    move(setup, window, Outcome(Evaluated(state.argument, values), step, zeros, zeros), zeros, zeros, window.limit)
+    move(setup, window, Outcome(Evaluated(state.argument, values), step, zeros, zeros, 0), zeros, zeros, window.limit)
 
 
 def move(
@@ -36,7 +36,7 @@ def move(
     stride: Sequence[int],
     end: Sequence[int],
     most: Sequence[int],
-) -> None:
+) -> list[int] | None:
     """Slide every window on, drop samples that are through, and guess the nodes that enter.
 
     Args:
@@ -46,16 +46,19 @@ def move(
         stride: nodes to pass, per sample.
         end: last node whose new state is usable, per sample; later ones are guessed again.
         most: nodes the next window may hold, per sample.
+
+    Returns:
+        Rows of the samples that go on; `None` if all do.
     """
     total, found, step = setup.plan.nodes, outcome.found, outcome.step
     unsound = any(usable < width for usable, width in zip(outcome.usable, window.width, strict=True))
     keep = [i for i, (first, passed) in enumerate(zip(window.begin, stride, strict=True)) if first + passed < total]
     if not keep:
         window.samples, window.begin, window.width = [], [], []
-        return
-    if len(keep) < len(stride):
-        rows = send(keep, step.states)
-        found, step = _some(found, rows), _some(step, rows)
+        return keep
+    dropped = len(keep) < len(stride)
+    if dropped:
+        found, step, *_ = only(outcome, keep)
         window.keep(keep)
         stride, end, most = ([one[i] for i in keep] for one in (stride, end, most))
     old = window.begin
@@ -63,7 +66,7 @@ def move(
     window.width = [min(nodes, total - first) for nodes, first in zip(most, window.begin, strict=True)]
     if isinstance(step, Whole):
         window.move(step.state, step.nodes)
-        return
+        return keep if dropped else None
     window.draw()
     count = max(first + width - 1 - last for first, width, last in zip(window.begin, window.width, end, strict=True))
     state = slide(
@@ -80,6 +83,14 @@ def move(
         places=Places(old, end, window.begin, window.width, window.samples),
     )
     window.move(state)
+    return keep if dropped else None
+
+
+def only(outcome: Outcome, rows: Sequence[int]) -> Outcome:
+    """Return what a round found of some of its samples."""
+    chosen = send(rows, outcome.step.states)
+    stride, usable = ([one[i] for i in rows] for one in (outcome.stride, outcome.usable))
+    return Outcome(_some(outcome.found, chosen), _some(outcome.step, chosen), stride, usable, outcome.rows)
 
 
 def _some(value: Any, rows: Tensor) -> Any:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from picard.advance import Advance
 from picard.device import send
-from picard.engine import Outcome, Setup, call_model, run_round
+from picard.engine import Outcome, Setup, call_model, run_rounds
 from picard.errors import NonFiniteError
 from picard.expected import Along
 from picard.hold import Hold
 from picard.memory import RowLimit
-from picard.move import move, start
+from picard.move import move, only, start
 from picard.prepare import Prepared
 from picard.progress import Callback, Progress, RoundInfo
 from picard.propagate import finite
@@ -47,10 +48,10 @@ class Run:
         self.setup, self.prepared, self.trajectory = setup, prepared, trajectory
         self.max_rounds, self.callback = max_rounds, callback
         self.started = time.perf_counter()
-        whole = setup.compiled is not None and setup.compiled.whole is not None
+        whole = setup.functions is not None and setup.functions.whole is not None
         ring = None
         if prepared.draw is not None:
-            reach = setup.window * (REACH if setup.thinning else 2 if whole else 1)
+            reach = setup.window * (REACH if setup.thinning else 1 + setup.sync_every if whole else 1)
             ring = Ring(prepared.draw, batch, setup.plan.nodes, reach, setup.problem.noise_shape)
         start_states = x0.to(prepared.wide).flatten(1)
         self.window = Window(setup.plan, start_states, ring, setup.window, setup.window if whole else 1)
@@ -58,20 +59,16 @@ class Run:
         self.status = [Status.CONVERGED] * batch
         self.residual = torch.zeros(batch, dtype=prepared.wide, device=x0.device)
         self.rounds, self.evaluations, self.syncs = 0, evaluations, 0
+        self.kept: list[int] | None = None  # rows of the last round's samples that go on, if others do not
         if setup.window > 1 and (isinstance(setup.guess, Along) or not isinstance(setup.guess, Hold)):
             start(setup, self.window)
 
     def finish(self, bar: Progress, *, throw: bool) -> Solution:
         """Run round after round until every sample is through, or something ends the solve."""
         window = self.window
-        while window.samples:
-            if self.rounds == self.max_rounds:
-                self._end(Status.MAX_ROUNDS)
-                break
-            rows = sum(map(len, self.setup.slots(window))) + self._claims()
-            outcome = run_round(self.setup, window)
-            self.evaluations += rows
-            info = self._record(outcome, rows)
+        for outcome in self._outcomes():
+            self.evaluations += outcome.rows
+            info = self._record(outcome)
             failed = outcome.usable.index(0) if throw and 0 in outcome.usable else None
             sample, node = (window.samples[failed], window.begin[failed]) if failed is not None else (0, 0)
             self._slide(outcome)
@@ -86,11 +83,25 @@ class Run:
         self._check_last_claims()
         return self._solution()
 
-    def _record(self, outcome: Outcome, rows: int) -> RoundInfo | None:
+    def _outcomes(self) -> Iterator[Outcome]:
+        """Return round after round; several may have run before the first of them is known."""
+        window = self.window
+        while window.samples:
+            if self.rounds == self.max_rounds:
+                self._end(Status.MAX_ROUNDS)
+                return
+            outcomes = run_rounds(self.setup, window, self.max_rounds and self.max_rounds - self.rounds)
+            self.syncs += 1
+            while outcomes and window.samples:
+                yield outcomes.pop(0)
+                if self.kept:
+                    outcomes = [only(later, self.kept) for later in outcomes]
+            self.evaluations += sum(later.rows for later in outcomes)  # past the end, for nothing
+
+    def _record(self, outcome: Outcome) -> RoundInfo | None:
         """Count the round, keep the accepted states, mark samples whose model failed, and tell it if anyone listens."""
         window, step = self.window, outcome.step
         self.rounds += 1
-        self.syncs += 1
         if len(window.samples) == len(self.residual):
             self.residual = torch.maximum(self.residual, step.residual)
         else:
@@ -112,7 +123,7 @@ class Run:
             stride=tuple(outcome.stride),
             converged=self._steps(),
             steps=self.setup.plan.steps,
-            rows=rows,
+            rows=outcome.rows,
             change=step.change,
             states=step.states.unflatten(2, self.setup.problem.x0.shape[1:]),
         )
@@ -130,16 +141,12 @@ class Run:
         cut = zip(window.samples, outcome.usable, window.width, strict=True)
         certifier.void([sample for sample, usable, width in cut if usable < width])
 
-    def _claims(self) -> int:
-        certifier = self.setup.certifier
-        return 0 if certifier is None or certifier.claim is None else len(certifier.claim.samples)
-
     def _check_last_claims(self) -> None:
         """Evaluate the states accepted in the last round, which no later round has done."""
         certifier = self.setup.certifier
         if certifier is None or certifier.claim is None:
             return
-        claim, count = certifier.claim, self._claims()
+        claim, count = certifier.claim, certifier.claims
         if count == 0:
             certifier.check(claim.states)
             return
@@ -164,7 +171,7 @@ class Run:
         if thinning is not None:
             moves = zip(window.samples, window.begin, stride, end, most, strict=True)
             most = [thinning.slide(*move) for move in moves]
-        move(self.setup, window, outcome, stride, end, most)
+        self.kept = move(self.setup, window, outcome, stride, end, most)
 
     def _repeat(self, i: int) -> None:
         window = self.window

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from picard.certify import Certifier
 from picard.choice import choose
-from picard.compiled import compiled
 from picard.engine import Setup
-from picard.errors import InvalidProblemError, describe
+from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.expected import Expected
+from picard.functions import functions_of
 from picard.gradient import differentiation, solve_with_gradient
 from picard.guess import resolve_guess
 from picard.linearize import Linearization, resolve_linearization
@@ -50,6 +50,7 @@ def solve(
     guess: str | Tensor | Solution | Expected | None = None,
     save: Literal["last", "all"] | Sequence[int] | Tensor = "last",
     certify: bool = False,
+    sync_every: int = 1,
     compile: bool | Mapping[str, Any] = False,  # noqa: A002  # what everybody calls it
     callback: Callback | None = None,
     progress: bool = False,
@@ -83,6 +84,10 @@ def solve(
         save: `"last"`, `"all"`, or indices of grid points; memory is proportional to the window plus what is saved.
         certify: whether to measure how far the result can be from the sequential solver's, see `LawCertificate` and
             `PathCertificate`; accepted states are evaluated once more, together with the next round's.
+        sync_every: rounds the device runs before the host reads what they found. More than one keep a GPU busy, which
+            otherwise waits for the host once a round; up to so many rounds less one are evaluated past the end, and a
+            callback is called as late. Noise and states of as many more windows are held. Needs the guess `"hold"` or
+            `"copy"`; not with certificates, or where evaluations are left out.
         compile: whether to compile what a round does outside the model, or keyword arguments of `torch.compile` for it.
             The first solve of a kind then takes up to a minute longer, later ones less time, which counts where the
             model takes a few milliseconds. The model is left as it is. Rounds that certify or leave out evaluations
@@ -105,6 +110,9 @@ def solve(
     started = time.perf_counter()
     nodes, most = _check_at_least_one("window", window), _check_at_least_one("max_rows", max_rows)
     _check_at_least_one("max_rounds", max_rounds, auto=False)
+    if _check_at_least_one("sync_every", sync_every, auto=False) is None:
+        msg = "sync_every must be an integer of at least 1; given None"
+        raise InvalidProblemError(msg)
     prepared = prepare(problem, grid, method)
     plan = prepared.plan
     rule = resolve_tolerance(tolerance, plan)
@@ -125,8 +133,17 @@ def solve(
         Certifier(prepared.problem, plan, prepared.tables) if certified else None,
         thinning(plan, rule, slopes, start),
     )
+    functions = None
     if setup.certifier is None and setup.thinning is None:
-        setup = replace(setup, compiled=compiled(setup.rules, start, compile))
+        functions = functions_of(setup.rules, start, compile, plain=sync_every > 1)
+    if sync_every > 1 and (functions is None or functions.whole is None):
+        msg = (
+            f"sync_every={sync_every} leaves decisions to the device, which it can take with the guesses 'hold' and "
+            "'copy', without a certificate, and where no evaluations are left out (NoiseRatio above 0.1 does): choose "
+            "these, or leave sync_every out"
+        )
+        raise NotSupportedError(msg)
+    setup = replace(setup, functions=functions, sync_every=sync_every)
     prepared.problem.agree(
         lambda: {
             "the method on the grid": plan,
@@ -134,7 +151,7 @@ def solve(
             "tolerance": rule,
             "linearization": setup.linearization,
             "guess": guess.ys if isinstance(guess, Solution) else getattr(guess, "values", guess),
-            "the other options": (window, max_rows, max_rounds, certify, torch.is_grad_enabled()),
+            "the other options": (window, max_rows, max_rounds, certify, sync_every, torch.is_grad_enabled()),
         }
     )
     choice = None

@@ -50,9 +50,12 @@ def compare(name: str, backend: str) -> dict[str, Any]:
     counters = torch._dynamo.utils.counters
     counters.clear()
     found = [picard.solve(make(), grid, **options, compile={"backend": backend}) for _ in range(2)]
+    everything = list(found)
+    if name != "polynomial":  # what the device can decide
+        everything.append(picard.solve(make(), grid, **options, compile={"backend": backend}, sync_every=3))
     scale = float(plain.ys.abs().max())
     return {
-        "difference": max(float((one.ys - plain.ys).abs().max()) for one in found) / scale,
+        "difference": max(float((one.ys - plain.ys).abs().max()) for one in everything) / scale,
         "counts": [(one.stats.rounds, one.stats.evaluations, one.stats.host_syncs) for one in (plain, *found)],
         "graphs": counters["stats"]["unique_graphs"],
         "breaks": sum(counters["graph_break"].values()),

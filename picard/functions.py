@@ -1,4 +1,4 @@
-"""Compiled rounds: all of a round but the model's call as one function, without a break for the host."""
+"""The functions a round is made of, plain or compiled: all but the model's call, without a break for the host."""
 
 from __future__ import annotations
 
@@ -13,26 +13,32 @@ from picard.entering import Guess
 from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.hold import Hold
 from picard.tables import Coefficients
-from picard.whole import takes, whole_round
+from picard.whole import Whole, takes, whole_round
 from picard.window import State
 
 
-class Compiled:
-    """A round's functions as `torch.compile` makes them, for any sizes of batch, window and state.
+class Functions:
+    """The functions of tensors that a round is made of, compiled or plain, for any sizes of batch, window and state.
 
     Attributes:
-        advance: compiled `advance`, without what is done aside.
-        whole: compiled `whole_round`, if the guess needs nothing from the host.
+        advance: `advance` for windows of which all nodes were evaluated, with nothing done aside.
+        whole: `whole_round`, if the guess needs nothing from the host.
     """
 
-    def __init__(self, rules: Rules, guess: Guess, options: Mapping[str, Any]) -> None:
-        """Prepare; nothing is compiled before the first call."""
-        shape = guess.state if isinstance(guess, Hold) else None
+    def __init__(self, rules: Rules, guess: Guess, options: Mapping[str, Any] | None) -> None:
+        """Prepare; nothing is compiled before the first call.
 
-        self.advance = _compile(partial(_advance, rules), options)
-        self.whole = None
+        Args:
+            rules: how states are corrected and accepted.
+            guess: what new nodes start from.
+            options: keyword arguments of `torch.compile`; `None` for plain functions.
+        """
+        shape = guess.state if isinstance(guess, Hold) else None
+        part, whole = partial(_advance, rules), partial(whole_round, rules, shape)
+        self.advance = part if options is None else _compile(part, options)
+        self.whole: Callable[..., Whole] | None = None
         if takes(guess):
-            self.whole = _compile(partial(whole_round, rules, shape), options)
+            self.whole = whole if options is None else _compile(whole, options)
 
 
 def _advance(rules: Rules, at: Coefficients, state: State, found: Evaluated) -> Advance:
@@ -40,21 +46,23 @@ def _advance(rules: Rules, at: Coefficients, state: State, found: Evaluated) -> 
     return advance(rules, at, state, found._replace(asked=state.inside()), full=False)
 
 
-def compiled(rules: Rules, guess: Guess, options: bool | Mapping[str, Any]) -> Compiled | None:
-    """Return the compiled functions of a solve, those made before if there was one like it, or `None`.
+def functions_of(
+    rules: Rules, guess: Guess, options: bool | Mapping[str, Any], *, plain: bool = False
+) -> Functions | None:
+    """Return the functions of a solve, those compiled before if there was one like it.
 
     Args:
         rules: how states are corrected and accepted.
         guess: what new nodes start from.
         options: whether to compile, or keyword arguments of `torch.compile`.
+        plain: whether plain functions are wanted where nothing is compiled; otherwise `None` is returned.
 
     Raises:
         InvalidProblemError: if the options are neither.
     """
-    if isinstance(options, bool):
-        options = {"dynamic": True} if options else {}
-        if not options:
-            return None
+    if options is False:
+        return Functions(rules, guess, None) if plain else None
+    options = {} if options is True else options
     if not isinstance(options, Mapping):
         msg = f"compile must be True, False or keyword arguments of torch.compile; given {describe(options)}"
         raise InvalidProblemError(msg)
@@ -63,13 +71,13 @@ def compiled(rules: Rules, guess: Guess, options: bool | Mapping[str, Any]) -> C
     try:
         known = _MADE.get(key)
     except TypeError:  # a rule of the user's that has no hash
-        return Compiled(rules, guess, options)
+        return Functions(rules, guess, options)
     if known is None:
-        known = _MADE[key] = Compiled(rules, guess, options)
+        known = _MADE[key] = Functions(rules, guess, options)
     return known
 
 
-_MADE: dict[Any, Compiled] = {}
+_MADE: dict[Any, Functions] = {}
 
 
 def _compile(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:

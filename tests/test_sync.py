@@ -1,0 +1,99 @@
+"""Rounds that the device runs before the host reads: the same solve with fewer waits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import picard
+from picard.progress import RoundInfo
+from tests.compiled_solves import CASES
+from tests.problems import F64, diffusion, pendulum, times
+
+AHEAD = [name for name in CASES if name != "polynomial"]
+each_count = pytest.mark.parametrize("count", [2, 3, 7])
+
+
+@each_count
+@pytest.mark.parametrize("name", AHEAD)
+def test_the_same_solve_with_fewer_waits(name: str, count: int) -> None:
+    make, grid, options = CASES[name]
+    plain = picard.solve(make(), grid, **options)
+    ahead = picard.solve(make(), grid, sync_every=count, **options)
+    assert float((ahead.ys - plain.ys).abs().max()) <= 1e-12 * float(plain.ys.abs().max())
+    assert (ahead.stats.rounds, ahead.status) == (plain.stats.rounds, plain.status)
+    if name != "cut":  # there windows grow again, which takes the host
+        assert ahead.stats.host_syncs == math.ceil(plain.stats.rounds / count)
+
+
+@each_count
+def test_no_more_is_evaluated_than_the_windows_slots(count: int) -> None:
+    problem, window = diffusion(batch=3), 10
+    rows: list[RoundInfo] = []
+    with torch.no_grad():
+        solution = picard.solve(problem, 50, method="ddpm", window=window, sync_every=count, callback=rows.append)
+    known, cost = sum(one.rows for one in rows), solution.stats
+    past = count * cost.host_syncs - cost.rounds  # rounds that were under way when the last sample was through
+    assert known <= cost.evaluations <= known + past * 3 * window
+    assert known <= 3 * window * cost.rounds
+    assert [one.round for one in rows] == list(range(1, solution.stats.rounds + 1))
+    assert sum(sum(one.stride) for one in rows) == 3 * 50
+
+
+def test_a_callback_ends_the_solve_where_it_stands() -> None:
+    plain = picard.solve(diffusion(), 50, method="ddpm", window=10, save="all", callback=lambda info: info.round == 3)
+    ahead = picard.solve(
+        diffusion(), 50, method="ddpm", window=10, save="all", sync_every=4, callback=lambda info: info.round == 3
+    )
+    assert ahead.status == plain.status
+    assert ahead.converged == plain.converged
+    torch.testing.assert_close(ahead.ys, plain.ys, rtol=1e-12, atol=1e-12)
+
+
+def test_rounds_are_not_exceeded() -> None:
+    solution = picard.solve(diffusion(), 50, method="ddpm", window=10, sync_every=4, max_rounds=5, throw=False)
+    assert solution.stats.rounds == 5
+    assert solution.stats.host_syncs == 2
+    assert set(solution.status) == {picard.Status.MAX_ROUNDS}
+
+
+@pytest.mark.parametrize("throw", [True, False])
+def test_a_failing_model_is_named_as_ever(throw: bool) -> None:
+    """One sample's field ends to be finite at time 1; the other goes on if nobody throws."""
+
+    def drift(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.where((t[:, None] > 1) & (x < 0), torch.nan, -x)
+
+    problem, grid = picard.ODE(drift, torch.tensor([[1.0], [-1.0]], dtype=F64)), times(40)
+
+    def solve(**options: Any) -> picard.Solution:
+        try:
+            return picard.solve(problem, grid, method="euler", window=8, guess="hold", throw=throw, **options)
+        except picard.NonFiniteError as error:
+            return error.solution
+
+    plain, ahead = solve(), solve(sync_every=3)
+    assert ahead.status == plain.status
+    assert picard.Status.NON_FINITE in plain.status
+    assert ahead.converged == plain.converged
+    torch.testing.assert_close(ahead.final, plain.final, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"guess": "extrapolate"}, {"certify": True, "guess": "hold"}, {"guess": torch.zeros(41, 2, 2, dtype=F64)}],
+    ids=", ".join,
+)
+def test_what_takes_the_host_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(picard.NotSupportedError, match=r"sync_every=2 leaves decisions to the device"):
+        picard.solve(pendulum(), times(40), method="euler", sync_every=2, **options)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("given", [0, -1, True, 1.5, None, "auto"])
+def test_the_count_must_be_a_positive_integer(given: Any) -> None:
+    with pytest.raises(picard.InvalidProblemError, match="sync_every must be an integer of at least 1"):
+        picard.solve(diffusion(), 10, method="ddpm", sync_every=given)
