@@ -76,7 +76,8 @@ def known_latency(setup: Setup, gap: int) -> Latency:
     """Find what was measured for a model and a state's shape, dtype and device, or start anew; see `measure_round`."""
     problem, x0 = setup.problem, setup.problem.x0
     what = (type(problem).__name__, setup.plan.order, setup.linearization.measures, setup.max_rows, gap)
-    key = (what, tuple(x0.shape), x0.dtype, x0.device, torch.get_num_threads())
+    where = (tuple(x0.shape), x0.dtype, x0.device, torch.get_num_threads(), setup.compiled is not None)
+    key = (what, where)
     known = _KNOWN.of(problem.callee)
     found = known.get(key)
     if found is None or not all(problem.share(bool(found.rounds))):
@@ -124,8 +125,10 @@ def measure_round(setup: Setup, prepared: Prepared, latency: Latency, window: in
 
     x0 = on.problem.x0
     try:
-        with torch.no_grad(), Progress(0, enabled=False) as bar:
-            Run(trial, on, x0, Trajectory(on.plan, x0, "last"), None, note).finish(bar, throw=False)
+        for _ in range(1 if setup.compiled is None else 2):  # the first time it may be compiled
+            taken.clear()
+            with torch.no_grad(), Progress(0, enabled=False) as bar:
+                Run(trial, on, x0, Trajectory(on.plan, x0, "last"), None, note).finish(bar, throw=False)
     except Exception as error:
         if out_of_memory(error):
             return False

@@ -6,6 +6,7 @@ import gc
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from torch import Tensor
 
 import picard
 from benchmarks.problems import benchmarks
-from picard import latency
+from picard import choice, latency
+from picard.compiled import compiled
 from tests.meters import Clocked
 from tests.problems import F64, pendulum, pendulum_drift, rms, start, times
 
@@ -187,6 +189,23 @@ def test_what_is_known_of_a_model_goes_with_it(monkeypatch: pytest.MonkeyPatch) 
     del drift
     gc.collect()
     assert len(latency._KNOWN._of) == before
+
+
+@torch.no_grad()
+def test_compiled_rounds_are_measured_apart(clocked: Callable[..., Clocked], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    original = latency.measure_step
+
+    def note(setup: Any, *others: Any) -> None:
+        seen.append(setup)
+        original(setup, *others)
+
+    monkeypatch.setattr(choice, "measure_step", note)
+    picard.solve(ode(clocked(pendulum_drift, lambda rows: 1.0)), times(20), method="euler", window="auto")
+    (plain,) = seen
+    other = replace(plain, compiled=compiled(plain.rules, plain.guess, True))
+    assert latency.known_latency(plain, 1) is latency.known_latency(plain, 1)
+    assert latency.known_latency(plain, 1) is not latency.known_latency(other, 1)
 
 
 @torch.no_grad()
