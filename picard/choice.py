@@ -74,6 +74,7 @@ def choose(setup: Setup, prepared: Prepared, *, window: bool, rows: bool) -> Cho
         repr(setup.linearization),
         type(setup.guess).__name__,
         setup.certifier is None,
+        setup.sync_every,
     )
     if what not in known.forecasts:
         known.forecasts[what] = Forecast.of(setup.plan, leeway, known)

@@ -76,7 +76,7 @@ def known_latency(setup: Setup, gap: int) -> Latency:
     """Find what was measured for a model and a state's shape, dtype and device, or start anew; see `measure_round`."""
     problem, x0 = setup.problem, setup.problem.x0
     what = (type(problem).__name__, setup.plan.order, setup.linearization.measures, setup.max_rows, gap)
-    where = (tuple(x0.shape), x0.dtype, x0.device, torch.get_num_threads(), setup.compiled is not None)
+    where = (tuple(x0.shape), x0.dtype, x0.device, torch.get_num_threads(), setup.functions is not None)
     key = (what, where)
     known = _KNOWN.of(problem.callee)
     found = known.get(key)
@@ -125,7 +125,7 @@ def measure_round(setup: Setup, prepared: Prepared, latency: Latency, window: in
 
     x0 = on.problem.x0
     try:
-        for _ in range(1 if setup.compiled is None else 2):  # the first time it may be compiled
+        for _ in range(1 if setup.functions is None else 2):  # the first time it may be compiled
             taken.clear()
             with torch.no_grad(), Progress(0, enabled=False) as bar:
                 Run(trial, on, x0, Trajectory(on.plan, x0, "last"), None, note).finish(bar, throw=False)
@@ -160,5 +160,5 @@ def _trial(setup: Setup, prepared: Prepared, nodes: int, window: int, gap: int) 
     state = tuple(setup.problem.x0.shape[1:])
     thinning = Thinning(flat, 1.0, farthest=gap) if gap > 1 else None
     plain = replace(setup, tolerance=RelAbs(), guess=Hold(tables, state), certifier=None, thinning=thinning)
-    trial = replace(plain, plan=flat, tables=tables, window=window)
+    trial = replace(plain, plan=flat, tables=tables, window=window, sync_every=1)
     return trial, replace(prepared, plan=flat, tables=tables, draw=None, steps_at=[0] * (nodes + 1))

@@ -16,7 +16,7 @@ from torch import Tensor
 import picard
 from benchmarks.problems import benchmarks
 from picard import choice, latency
-from picard.compiled import compiled
+from picard.functions import functions_of
 from tests.meters import Clocked
 from tests.problems import F64, pendulum, pendulum_drift, rms, start, times
 
@@ -203,7 +203,7 @@ def test_compiled_rounds_are_measured_apart(clocked: Callable[..., Clocked], mon
     monkeypatch.setattr(choice, "measure_step", note)
     picard.solve(ode(clocked(pendulum_drift, lambda rows: 1.0)), times(20), method="euler", window="auto")
     (plain,) = seen
-    other = replace(plain, compiled=compiled(plain.rules, plain.guess, True))
+    other = replace(plain, functions=functions_of(plain.rules, plain.guess, True))
     assert latency.known_latency(plain, 1) is latency.known_latency(plain, 1)
     assert latency.known_latency(plain, 1) is not latency.known_latency(other, 1)
 
