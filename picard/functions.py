@@ -83,10 +83,11 @@ _MADE: dict[Any, Functions] = {}
 def _compile(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
     given = {"dynamic": True, "fullgraph": True, **options}
     skip = getattr(torch.compiler, "skip_guard_on_globals_unsafe", None)  # from torch 2.8 on
-    if (
-        skip is not None and "mode" not in given
-    ):  # this package's functions do not change: checking that at every call takes half its time
-        given["options"] = {"guard_filter_fn": skip, **given.get("options", {})}
+    if skip is not None and "mode" not in given:
+        # This package's functions do not change, and sizes are checked once: checking both again at every call, and
+        # sizes again inside it, would take more than half of its time.
+        checks = {} if "backend" in given else {"size_asserts": False}
+        given["options"] = {"guard_filter_fn": skip, **checks, **given.get("options", {})}
     made = torch.compile(function, **given)
 
     def call(*args: Any, **keywords: Any) -> Any:
