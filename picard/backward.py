@@ -61,6 +61,9 @@ def solve_backward(
         tolerance=_tolerance(forward.tolerance),
         guess=_guess(forward.guess, tables, tuple(start.shape[1:])),
         certifier=None,
+        thinning=None,
+        functions=None,
+        sync_every=1,
     )
     nothing = torch.zeros_like(start[0])
 

@@ -122,6 +122,27 @@ def test_diffusion_gradients_with_guidance(method: Any) -> None:
     agree(problem, 20, method, [x, weight, label])
 
 
+def test_gradients_through_a_solve_that_leaves_evaluations_out() -> None:
+    """The backward pass leaves none out; it is as far off as the states along which it runs."""
+    x = normal(3, 4).requires_grad_()
+    denoiser = picard.Denoiser(lambda x, t: torch.tanh(x) * 0.5, picard.Schedule.linear(), prediction="sample")
+    problem = picard.Diffusion(denoiser, x, noise=picard.Noise.from_seed(1))
+    (exact,) = torch.autograd.grad(loss(picard.sequential(problem, 50, method="ddpm")), x)
+    errors = []
+    for tolerance in (2.0, 0.5):
+        solution = picard.solve(problem, 50, method="ddpm", window=10, tolerance=tolerance)
+        assert solution.stats.evaluations < 50 * 3 + 1, "some evaluations were left out"
+        (given,) = torch.autograd.grad(loss(solution), x)
+        errors.append(float((given - exact).abs().max() / exact.abs().max()))
+    assert errors[1] < 0.1
+    assert errors[1] < errors[0]
+
+
+def test_the_backward_pass_has_a_tolerance_of_its_own_where_the_device_decides() -> None:
+    x = normal(3, 4).requires_grad_()
+    agree(lambda: picard.ODE(Net(), x), times(), "euler", [x], guess="hold", sync_every=3)
+
+
 @pytest.mark.parametrize(("method", "window"), [*((method, 5) for method in METHODS), ("midpoint", 1), ("rk4", 64)])
 def test_gradcheck(method: str, window: int) -> None:
     net = Net(2)
