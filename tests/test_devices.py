@@ -130,6 +130,7 @@ SOLVES: dict[str, Callable[[torch.device], Any]] = {
     "noise given": lambda place: sample(
         place, noise=picard.Noise.from_tensor(torch.linspace(-1, 1, 240).view(40, 2, 3).cos().to(place))
     ),
+    "waiting rarely": lambda place: sample(place, sync_every=3),
     "guided": guided,
     "levels": levels,
 }
