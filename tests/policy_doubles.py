@@ -34,7 +34,7 @@ class Unet(nn.Module):
     ) -> Tensor:
         self.calls, self.rows = self.calls + 1, self.rows + len(sample)
         self.shapes.add(len(sample))
-        t = torch.as_tensor(timestep, device=sample.device).expand(len(sample)).to(sample)[:, None] / 100
+        t = torch.as_tensor(timestep).to(sample.device, sample.dtype).expand(len(sample))[:, None] / 100
         about = [torch.cat([t, t.square(), torch.sin(6 * t), torch.cos(6 * t)], 1)]
         scale, shift = self.film(torch.cat(about + ([] if global_cond is None else [global_cond]), 1)).chunk(2, 1)
         x = sample if local_cond is None else torch.cat([sample, local_cond], 2)
@@ -54,7 +54,7 @@ class Transformer(nn.Module):
         self.layer = nn.TransformerDecoderLayer(width, 2, 32, dropout=0.0, batch_first=True, norm_first=True)
 
     def forward(self, sample: Tensor, timestep: Any, cond: Tensor | None = None, **_: Any) -> Tensor:
-        t = torch.as_tensor(timestep, device=sample.device).expand(len(sample)).to(sample) / 100
+        t = torch.as_tensor(timestep).to(sample.device, sample.dtype).expand(len(sample)) / 100
         memory = self.time(torch.stack([torch.sin(6 * t), torch.cos(6 * t)], 1))[:, None]
         if cond is not None:
             memory = torch.cat([memory, self.seen(cond)], 1)
@@ -78,7 +78,7 @@ class Learned(nn.Module):
         if self.prediction == "sample":
             return data
         bars: Any = self.bars
-        bar = bars[torch.as_tensor(timestep, device=sample.device).expand(len(sample))][:, None, None]
+        bar = bars[torch.as_tensor(timestep).to(sample.device).expand(len(sample))][:, None, None]
         return (sample - bar.sqrt() * data) / (1 - bar).sqrt()
 
 
@@ -143,12 +143,12 @@ class DiffusionDouble(nn.Module):
     def arranged(self, obs: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Put observations where this kind of policy has them: known state, mask, conditioning."""
         seen = obs[:, : self.n_obs_steps]
-        known = torch.zeros(len(obs), self.horizon, ACTIONS + (STATES if self.kind == "inpaint" else 0))
+        known = obs.new_zeros(len(obs), self.horizon, ACTIONS + (STATES if self.kind == "inpaint" else 0))
         mask = torch.zeros_like(known, dtype=torch.bool)
         if self.kind == "global":
             return known, mask, {"global_cond": seen.flatten(1)}
         if self.kind == "local":
-            local = torch.zeros(len(obs), self.horizon, STATES)
+            local = obs.new_zeros(len(obs), self.horizon, STATES)
             local[:, : self.n_obs_steps] = seen
             return known, mask, {"local_cond": local}
         known[:, : self.n_obs_steps, ACTIONS:] = seen
@@ -172,7 +172,7 @@ class TransformerDouble(DiffusionDouble):
     def arranged(self, obs: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         if self.kind == "inpaint":
             return super().arranged(obs)
-        known = torch.zeros(len(obs), self.horizon, ACTIONS)
+        known = obs.new_zeros(len(obs), self.horizon, ACTIONS)
         return known, torch.zeros_like(known, dtype=torch.bool), {"cond": obs[:, : self.n_obs_steps]}
 
 

@@ -27,8 +27,10 @@ def scheduler(name: str = "ddpm", **config: Any) -> Any:
     return SCHEDULERS[name](num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", **config)
 
 
-def build(family: str, levels: Any, steps: int = STEPS, **step: Any) -> tuple[Any, Sample]:
-    """Build a policy, and what samples a batch of plans from it."""
+def build(
+    family: str, levels: Any, steps: int = STEPS, *, put: Callable[[Tensor], Tensor] = Tensor.contiguous, **step: Any
+) -> tuple[Any, Sample]:
+    """Build a policy, and what samples a batch of plans from it, for observations where `put` puts them."""
     name, _, kind = family.partition("-")
     seen, both = double.SEEN * double.STATES, double.ACTIONS + double.STATES
     channels = both if kind == "inpaint" else double.ACTIONS
@@ -38,7 +40,7 @@ def build(family: str, levels: Any, steps: int = STEPS, **step: Any) -> tuple[An
         network: Any = double.Learned(double.Transformer(channels), levels)
     else:
         network = double.Learned(double.Unet(channels, **conditioned.get(family, {})), levels)
-    observed = torch.randn(8, double.SEEN, double.STATES)
+    observed = put(torch.randn(8, double.SEEN, double.STATES))
     if name == "lerobot":
         policy: Any = double.LeRobotDouble(network, levels, steps).eval()
 
