@@ -148,8 +148,6 @@ def _slopes(
     rules: Rules, at: Coefficients, state: State, found: Evaluated, aside: Aside | None
 ) -> tuple[Float[Tensor, "batch nodes"], Bool[Tensor, "batch nodes"]]:
     """Choose the slope of every node from its last two evaluations, and say which have ever been measured."""
-    product = square = torch.zeros_like(state.slope)
-    measured = torch.zeros_like(state.known)
     path = aside is not None and aside.path
     if rules.linearization.measures or path:
         z = found.argument
@@ -161,6 +159,9 @@ def _slopes(
             measured = measured & found.asked
         if path and aside is not None:
             aside.measure(torch.where(measured, squared(answered) / square, 0))
+    else:
+        product = square = torch.zeros_like(state.slope)
+        measured = torch.zeros_like(state.known)
     known = state.known | measured
     evidence = Evidence(at.factor[..., 0], at.factor[..., 1], product, square, measured, state.slope, known)
     return rules.linearization.slopes(evidence), known

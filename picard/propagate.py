@@ -59,6 +59,8 @@ def weights(
     """Derivative of every new state by the `order` states before it; those before the window do not move."""
     if inputs is not None:
         return a + (b[:, :, 0] * slope)[..., None] * inputs
+    if history == 0:
+        return torch.addcmul(a, b, slope[..., None])
     nodes = a.shape[1]
     slope = torch.cat([slope.new_zeros(len(slope), history), slope], 1)
     return torch.stack(
@@ -105,7 +107,7 @@ def correct(
     if inner == 0:
         return mapped
     residual = mapped[:, :inner] - z[:, :inner]
-    residual.masked_fill_(~finite(residual.sum(-1, keepdim=True)), 0)  # a zero in the matrix must not meet an infinity
+    residual.nan_to_num_(0.0, 0.0, 0.0)  # a zero in the matrix must not meet an infinity
     answer = response(weights).tril(-1)[:, :, :inner]
     return torch.baddbmm(mapped, answer, residual)
 
