@@ -1,9 +1,10 @@
-"""What a round costs outside the model: `python -m benchmarks.overhead [--seconds] [--ops]`.
+"""What a round costs outside the model: `python -m benchmarks.overhead [--seconds] [--ops] [--compile]`.
 
 The model returns its argument, which costs nothing. Counted per round are the bytes that operations read and write, in
 units of one copy of the window's states (each read once and written once), and the bytes they allocate, in units of the
 window's states. Counts do not depend on the machine. `--seconds` times rounds beside such a copy, on one thread, on a
-machine that does nothing else, with 10 GB of memory for the largest size. `--ops` lists the operations by traffic.
+machine that does nothing else, with 10 GB of memory for the largest size; `--compile` times compiled ones. `--ops` lists
+the operations by traffic.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ def seconds(dims: int, window: int, options: dict[str, Any]) -> tuple[float, flo
         started = time.perf_counter()
         target.copy_(source)
         copies.append(time.perf_counter() - started)
+    solve(dims, window, 4, lambda _: None, options)  # warms up, and compiles
     solve(dims, window, 16, note, options)
     gaps = [after - before for before, after in pairwise(taken)]
     return median(gaps), median(copies)
@@ -127,8 +129,10 @@ def main() -> None:
     parser.add_argument("--ops", action="store_true", help="list operations by traffic, for the middle size")
     parser.add_argument("--linearization", default="secant")
     parser.add_argument("--guess", default="hold")
+    parser.add_argument("--compile", action="store_true", help="time compiled rounds; implies --seconds")
     given = parser.parse_args()
     options = {"linearization": given.linearization, "guess": given.guess}
+    given.seconds |= given.compile
     torch.set_num_threads(1)
     print("| numbers in a state | window | moved, in copies | allocated, in windows | seconds of a round | in copies |")
     print("|---|---|---|---|---|---|")
@@ -139,7 +143,7 @@ def main() -> None:
         moved, new = traffic(dims, window, options)
         cells = f"{moved.total() / (2 * whole):.1f} | {new / whole:.1f}"
         if given.seconds:
-            taken, copy = seconds(dims, window, options)
+            taken, copy = seconds(dims, window, {**options, "compile": given.compile})
             cells += f" | {taken:.5f} | {taken / copy:.1f}"
         print(f"| {dims:,} | {window} | {cells} |", flush=True)
         if given.ops and dims == 30_000:

@@ -21,6 +21,8 @@ from examples.metaworld.policy import DiffusionPolicy, load, network, scheduler
 from examples.metaworld.problem import recorded
 from picard.adapters import parallelize
 
+COMPILED = "default, compiled rounds"
+OPTIONS = {**METHODS, COMPILED: {"window": 20, "compile": True}}  # the same plans as the default's
 CALLS = 8  # consecutive plans of an episode
 SIZES = {"trained, 1.2 million parameters": False, "published size, 65.8 million parameters": True}
 HEADER = """| method | median ms | 90% of plans within | speed-up | outside the network | rounds |
@@ -82,10 +84,10 @@ class Times:
 def _policies(trained: DiffusionPolicy, timed: Timed, methods: Sequence[str]) -> dict[str, DiffusionPolicy]:
     """Make one policy a method, all with the same network: the first call of an adapter is slow."""
     policies: dict[str, DiffusionPolicy] = {}
-    for method in dict.fromkeys(["sequential", *methods]):
+    for method in dict.fromkeys(["sequential", *methods, COMPILED]):
         policies[method] = DiffusionPolicy(timed, scheduler()).eval()
         policies[method].normalizer = trained.normalizer
-        options = METHODS[method]
+        options = OPTIONS[method]
         if options is not None:
             parallelize(policies[method], **options)
     return policies
