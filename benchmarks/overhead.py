@@ -3,8 +3,8 @@
 The model returns its argument, which costs nothing. Counted per round are the bytes that operations read and write, in
 units of one copy of the window's states (each read once and written once), and the bytes they allocate, in units of the
 window's states. Counts do not depend on the machine. `--seconds` times rounds beside such a copy, on one thread, on a
-machine that does nothing else, with 10 GB of memory for the largest size; `--compile` times compiled ones. `--ops` lists
-the operations by traffic.
+machine that does nothing else, with 10 GB of memory for the largest size; `--compile` times compiled ones. `--ops`
+lists the operations by traffic.
 """
 
 from __future__ import annotations
