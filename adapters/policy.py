@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +43,7 @@ class ParallelPolicy:
         stats: what the last plan of actions cost, or `None`; its `mode` says how it was found.
         solution: the solver's last solution, with its certificate, or `None`.
         why: why the policy is not solved as a plan, if `mode="auto"` found so.
+        prepared: whether the last plan started from one made ahead.
     """
 
     def __init__(self, original: Any, network: str, options: PolicyOptions) -> None:
@@ -50,12 +52,33 @@ class ParallelPolicy:
         self.solution: Solution | None = None
         self.why: str | None = None
         self._loop: tuple[Any, ActionLoop | None] = (None, None)
+        self.prepared = False
         self._past: PastPlan | None = None
+        self._made: PastPlan | None = None  # ahead
+        self._early = False
         self._unchecked = True
 
     def forget(self) -> None:
-        """Forget the last plan, so that the next one starts cold; a policy's own `reset()` does it, too."""
-        self._past = None
+        """Forget the last plans, so that the next one starts cold; a policy's own `reset()` does it, too."""
+        self._past = self._made = None
+
+    @contextmanager
+    def ahead(self) -> Iterator[None]:
+        """Plan while there is time, from an observation that is a little too early, to plan faster once it matters.
+
+        What is sampled inside is not to be executed. Random numbers are put back at the end, so that the next plan
+        draws the same noise; it starts from what the network made of it, and is the plan it would be otherwise, within
+        the tolerance. Several calls inside start from each other, each for a later observation. A next plan of another
+        form, or with other noise, starts as if nothing had been planned ahead; `prepared` says which it was.
+
+        Source: the split of a controller's work into preparation and feedback is that of Diehl et al. (2005).
+        """
+        random, self._early = RandomState(()), True
+        try:
+            yield
+        finally:
+            self._early = False
+            random.restore()
 
     def run(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Sample actions, as the policy's own `conditional_sample` does."""
@@ -64,10 +87,18 @@ class ParallelPolicy:
         named = bind(self.original.conditional_sample, owner, args, kwargs)
         loop = None if self.options.mode == "replay" else self._find(owner, own, named)
         once = functools.partial(own, *args, **kwargs)
-        if loop is None:
+        random = RandomState((args, kwargs)) if self._early else None
+        if loop is not None:
+            actions, stats = self._solve(owner, loop, catch(owner, self.network, once, named))
+        elif random is None:
             actions, stats = self._replay(owner, once, (args, kwargs))
         else:
-            actions, stats = self._solve(owner, loop, catch(owner, self.network, once, named))
+            msg = (
+                f"planning ahead needs a plan, and this policy is run by replay: {self.why or 'mode=' + repr('replay')}"
+            )
+            raise NotSupportedError(msg)
+        if random is not None:
+            random.restore()
         stats.seconds = time.perf_counter() - started
         self.stats = stats
         return actions
@@ -100,10 +131,14 @@ class ParallelPolicy:
         by = options.warm_start if isinstance(options.warm_start, int) else _count(owner, "n_action_steps")
         if options.warm_start is not None:
             check_shift(by, horizon)
-            if self._past is not None and self._past.fits(start):
+            if self._past is not None and self._past.fits(start, drawn):
                 if not options.fresh_noise:
                     start, drawn = self._past.same_noise(start, drawn, by)
                 guess = self._past.expected(by, start, same_noise=not options.fresh_noise)
+        made, self._made = self._made, None
+        self.prepared = made is not None and made.shares_noise(start, drawn)
+        if made is not None and self.prepared:
+            guess = made.again(start)
         leading = None
         if options.actions is not None:
             shown = min(horizon, _count(owner, "n_obs_steps") + options.actions)
@@ -113,7 +148,7 @@ class ParallelPolicy:
             most = options.window * batch if options.max_rows is None else min(options.window * batch, options.max_rows)
             counts = (min(batch, most), most)
         problem = loop.problem(start, drawn, network, counts)
-        if options.warm_start is not None:
+        if options.warm_start is not None or self._early:
             seen = torch.zeros(plan.nodes, *problem.x0.shape, dtype=problem.x0.dtype, device=problem.x0.device)
             problem = replace(problem, seen=seen)
         solution = solve(
@@ -130,7 +165,8 @@ class ParallelPolicy:
         )
         self.solution = problem.unscaled(solution)
         if problem.seen is not None:
-            self._past = PastPlan(problem.start.detach(), drawn, start.mask, problem.seen)
+            found = PastPlan(problem.start.detach(), drawn, start.mask, problem.seen)
+            self._past, self._made = (self._past, found) if self._early else (found, None)
         cost = solution.stats
         stats = Stats("plan", cost.rounds, cost.evaluations, plan.nodes, batch, options.window)
         return projected(start, self.solution.final), stats

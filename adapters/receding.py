@@ -1,4 +1,4 @@
-"""Receding horizon: a policy plans, a few actions are executed, and it plans again, much the same."""
+"""Receding horizon: a policy plans, some actions are executed, and it plans again; or it plans ahead."""
 
 from __future__ import annotations
 
@@ -33,9 +33,25 @@ class PastPlan:
     known: Bool[Tensor, "batch horizon actions"] | None
     values: Float[Tensor, "nodes batch horizon actions"]
 
-    def fits(self, start: Start) -> bool:
-        """Whether the next plan has the same form."""
-        return self.x.shape == start.x.shape and self.x.dtype == start.x.dtype and self.x.device == start.x.device
+    def fits(self, start: Start, drawn: list[Tensor | None]) -> bool:
+        """Whether the next plan has the same form, as many nodes, and noise at the same ones."""
+        same = self.x.shape == start.x.shape and self.x.dtype == start.x.dtype and self.x.device == start.x.device
+        return same and [one is None for one in self.drawn] == [one is None for one in drawn]
+
+    def shares_noise(self, start: Start, drawn: list[Tensor | None]) -> bool:
+        """Whether the next plan has this one's start and noise, so that data predictions differ by observation only."""
+        if not self.fits(start, drawn):
+            return False
+        free = start.x if start.mask is None else start.x.masked_fill(start.mask, 0)
+        pairs = [(a, b) for a, b in zip(self.drawn, drawn, strict=True) if a is not None and b is not None]
+        old, new = (
+            torch.stack([x, *noise]) for x, noise in ((self.x, [a for a, _ in pairs]), (free, [b for _, b in pairs]))
+        )
+        return torch.equal(old, new)
+
+    def again(self, start: Start) -> Expected:
+        """Expect the same data predictions again, except where the next plan knows the actions."""
+        return Expected(self.values if start.mask is None else self.values.masked_fill(start.mask, 0))
 
     def expected(self, by: int, start: Start, *, same_noise: bool) -> Expected:
         """Expect the data predictions of the last plan, moved forward, except where the next plan knows the actions.

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import picard
-from examples.metaworld.methods import METHODS, parallel, sequential
+from examples.metaworld.methods import METHODS, parallel, planned_ahead, sequential
 from examples.metaworld.policy import load
 from examples.metaworld.problem import problem, recorded
 from examples.metaworld.tasks import TASKS
@@ -71,6 +71,22 @@ def test_warm_start_costs() -> None:
     }
     assert rounds["warm start, window 40"] <= 0.75 * rounds["default"]
     assert rounds["warm start"] <= 0.95 * rounds["default"]
+
+
+@each_task
+@torch.no_grad()
+def test_costs_after_planning_ahead(task: str) -> None:
+    """From an observation an eighth of the way back, taken by interpolation, most of the predictions are known."""
+    policy, (observations, episode) = load(task), recorded(task)
+    later = [i for i in range(1, len(episode)) if episode[i] == episode[i - 1]][:PLANS]
+    now, last = (policy.condition(observations[[i - by for i in later]]) for by in (0, 1))
+    seeds, options = range(PLANS), METHODS["planned ahead"] or {}
+    found = planned_ahead(policy, options)(now, seeds, seeds, now.lerp(last, 1 / 8))
+    usual = parallel(policy, now, seeds, METHODS["default"] or {})
+    right = sequential(policy, now, seeds)
+    assert found.rounds.double().mean() <= 0.8 * usual.rounds.double().mean()
+    assert found.evaluations.double().mean() <= 0.85 * usual.evaluations.double().mean()
+    assert float((policy.actions(found.trajectories) - policy.actions(right.trajectories)).abs().median()) < 0.01
 
 
 @torch.no_grad()

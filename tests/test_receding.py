@@ -107,6 +107,103 @@ def test_used_noise_is_standard_normal_and_new_where_known_actions_hid_it() -> N
         assert abs(float(values.std()) - 1) < 0.05
 
 
+def ahead(policy: Any, *, early: bool = True, batch: int = 1, seed: int = 0) -> Tensor:
+    """Plan from a condition, and before that, if wanted, from one a little earlier; `seed` is that of the noise."""
+    torch.manual_seed(0)
+    now, drift = torch.randn(2, batch, double.SEEN * double.STATES).unbind(0)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        if early:
+            with policy.picard.ahead():
+                policy.diffusion.conditional_sample(batch, now - 0.05 * drift)
+        plan: Tensor = policy.diffusion.conditional_sample(batch, now)
+    return plan
+
+
+@pytest.mark.parametrize(("levels", "warm", "fresh"), [("ddpm", None, True), ("ddpm", BY, False), ("ddim", BY, True)])
+def test_planning_ahead_changes_the_way_and_not_the_actions(levels: str, warm: int | None, fresh: bool) -> None:
+    options = {"warm_start": warm, "fresh_noise": fresh, "tolerance": 0.0}
+    plain, policy = prepared(levels, **options), prepared(levels, **options)
+    for i in range(2):  # the second time there is a last plan, too
+        right, state = ahead(plain, early=False, seed=i), torch.get_rng_state()
+        found = ahead(policy, seed=i)
+        assert policy.picard.prepared
+        assert not plain.picard.prepared
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.allclose(found, right, rtol=0, atol=1e-5)
+
+
+def test_planning_ahead_takes_fewer_rounds_and_starts_from_a_plan_ahead_itself() -> None:
+    policy = prepared(window=WINDOW)
+    ahead(policy, early=False)
+    cold = policy.picard.stats.rounds
+    ahead(policy)
+    assert policy.picard.stats.rounds < cold
+    torch.manual_seed(0)
+    condition = torch.randn(1, double.SEEN * double.STATES)
+    with torch.no_grad(), policy.picard.ahead():
+        for prepared_before in (False, True):
+            torch.manual_seed(1)
+            policy.diffusion.conditional_sample(1, condition)
+            assert policy.picard.prepared == prepared_before
+    assert policy.picard.stats.rounds < cold
+
+
+def test_a_plan_made_ahead_is_used_for_its_own_noise_and_form_only() -> None:
+    policy = prepared(window=WINDOW)
+    right = ahead(policy, early=False)
+    cold = policy.picard.stats.rounds
+
+    def early() -> None:
+        torch.manual_seed(0)
+        with torch.no_grad(), policy.picard.ahead():
+            policy.diffusion.conditional_sample(1, torch.randn(1, double.SEEN * double.STATES))
+
+    for seed, batch in ((5, 1), (0, 2)):
+        early()
+        ahead(policy, early=False, seed=seed, batch=batch)
+        assert not policy.picard.prepared
+    early()
+    policy.diffusion.num_inference_steps = 30
+    ahead(policy, early=False)
+    assert not policy.picard.prepared
+    policy.diffusion.num_inference_steps = 40
+    for forget in (policy.reset, policy.picard.forget):
+        early()
+        forget()
+        assert torch.equal(ahead(policy, early=False), right)
+        assert policy.picard.stats.rounds == cold
+    with torch.no_grad():
+        with policy.picard.ahead():
+            torch.manual_seed(3)
+            policy.diffusion.conditional_sample(1, torch.randn(1, double.SEEN * double.STATES))
+        assert not policy.picard._early
+    assert torch.equal(ahead(policy, early=False), right)  # the noise is that of another seed
+
+
+def test_planning_ahead_works_with_known_actions_and_needs_a_plan() -> None:
+    policy, _ = build("unet-inpaint", scheduler(), steps=12)
+    rounds = []
+    with torch.no_grad():
+        seen = torch.randn(2, double.SEEN, double.STATES, generator=torch.Generator().manual_seed(1))
+        known, mask, _ = policy.arranged(seen)
+        right = policy.conditional_sample(known, mask, generator=torch.Generator().manual_seed(2))
+        parallelize(policy, window=WINDOW, tolerance=0.0)
+        for early in (False, True):
+            source = torch.Generator().manual_seed(2)
+            if early:
+                with policy.picard.ahead():
+                    policy.conditional_sample(0.9 * known, mask, generator=source)
+            found = policy.conditional_sample(known, mask, generator=source)
+            assert policy.picard.prepared == early
+            assert torch.allclose(found, right, rtol=0, atol=1e-5)
+            rounds.append(policy.picard.stats.rounds)
+        assert rounds[1] <= rounds[0]
+        parallelize(policy, mode="replay")
+        with pytest.raises(picard.NotSupportedError, match="planning ahead needs a plan"), policy.picard.ahead():
+            policy.conditional_sample(known, mask)
+
+
 def test_actions_that_are_not_executed_need_not_meet_the_tolerance() -> None:
     watched, whole = prepared(actions=2), prepared(window=WINDOW)
     right = drive(prepared())

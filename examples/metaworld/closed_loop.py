@@ -13,6 +13,7 @@ from examples.metaworld.policy import ACTION_STEPS, OBSERVATION_STEPS, Diffusion
 from examples.metaworld.tasks import STEPS, Task, observation
 
 CALLS = STEPS // ACTION_STEPS  # plans an episode at most
+EARLY = 1  # steps between an observation to plan ahead from and the one to plan from
 
 
 @dataclass
@@ -53,8 +54,14 @@ def run(policy: DiffusionPolicy, tasks: Sequence[Task], seeds: Sequence[int], sa
         active = [i for i, episode in enumerate(episodes) if not episode.success]
         if not active:
             break
-        seen = torch.from_numpy(np.stack([episodes[i].recent(call * ACTION_STEPS) for i in active])).float()
-        plans = sampler(policy.condition(seen), [seeds[i] * CALLS + call for i in active], active)
+
+        def condition(step: int, active: list[int] = active) -> torch.Tensor:
+            seen = np.stack([episodes[i].recent(step) for i in active])
+            return policy.condition(torch.from_numpy(seen).float())
+
+        step = call * ACTION_STEPS
+        early = condition(step - EARLY) if call else None
+        plans = sampler(condition(step), [seeds[i] * CALLS + call for i in active], active, early)
         actions = policy.actions(plans.trajectories).double().numpy()
         for i, planned in zip(active, actions, strict=True):
             for action in planned:

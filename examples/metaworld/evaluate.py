@@ -56,8 +56,8 @@ def evaluate(policy: DiffusionPolicy, tasks: Sequence[Task], seeds: Sequence[int
     """Run one episode a seed with a method."""
     ledger, sample = Ledger(), sampler(policy, method)
 
-    def compared(condition: Tensor, seeds: Sequence[int], episodes: Sequence[int]) -> Plans:
-        plans = sample(condition, seeds, episodes)
+    def compared(condition: Tensor, seeds: Sequence[int], episodes: Sequence[int], early: Tensor | None) -> Plans:
+        plans = sample(condition, seeds, episodes, early)
         reference = plans if method == "sequential" else sequential(policy, condition, seeds)
         difference = policy.actions(plans.trajectories) - policy.actions(reference.trajectories)
         ledger.add(plans, difference.abs().amax((1, 2)))

@@ -85,9 +85,11 @@ def _policies(trained: DiffusionPolicy, timed: Timed, methods: Sequence[str]) ->
     """Make one policy a method, all with the same network: the first call of an adapter is slow."""
     policies: dict[str, DiffusionPolicy] = {}
     for method in dict.fromkeys(["sequential", *methods, COMPILED]):
+        options = OPTIONS[method]
+        if "ahead" in (options or ()):  # there are no earlier observations on record
+            continue
         policies[method] = DiffusionPolicy(timed, scheduler()).eval()
         policies[method].normalizer = trained.normalizer
-        options = OPTIONS[method]
         if options is not None:
             parallelize(policies[method], **options)
     return policies

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +22,16 @@ METHODS: Mapping[str, dict[str, Any] | None] = {
     "default, window 40": {"window": 40},
     "warm start": {"window": 20, **_EXECUTED},
     "warm start, window 40": {"window": 40, **_EXECUTED},
+    "planned ahead": {"window": 20, "actions": ACTION_STEPS, "ahead": True},
+    "planned ahead, window 40": {"window": 40, "actions": ACTION_STEPS, "ahead": True},
     "FixedRounds(2)": {"window": 20, "tolerance": picard.FixedRounds(2)},
     "FixedRounds(2), window 34": {"window": 34, "tolerance": picard.FixedRounds(2)},
     "FixedRounds(3), window 50": {"window": 50, "tolerance": picard.FixedRounds(3)},
 }
-"""Options of `parallelize` by method; `None` is the policy's own loop. The preset and the default have a tau of 0.1."""
+"""Options of `parallelize` by method; `None` is the policy's own loop. The preset and the default have a tau of 0.1.
+
+With `ahead`, every plan but the first is made once before, from the observation a step earlier.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,18 +131,48 @@ def parallel(
     return Plans(solution.final, counter.rounds, counter.evaluations)
 
 
-Sampler = Callable[[Tensor, Sequence[int], Sequence[int]], Plans]
-"""Called with conditions (batch, ...), one seed a plan and the numbers of the episodes; returns the plans."""
+def planned_ahead(policy: DiffusionPolicy, options: Mapping[str, Any]) -> Sampler:
+    """Make a sampler that has planned once before from earlier conditions; one plan at a time, as a robot would."""
+    twin, unknown = copy(policy), torch.zeros(1, HORIZON, ACTION)
+    picard.adapters.parallelize(twin, **{name: value for name, value in options.items() if name != "ahead"})
+    handle: Any = twin.picard
+
+    def plan(condition: Tensor, seed: int) -> Tensor:
+        source = Generator().manual_seed(seed)
+        condition = condition[None]
+        return twin.conditional_sample(
+            unknown, unknown.bool(), global_cond=condition, generator=source, **policy.kwargs
+        )
+
+    def sample(condition: Tensor, seeds: Sequence[int], _: Sequence[int], early: Tensor | None) -> Plans:
+        plans, cost = [], []
+        for i, seed in enumerate(seeds):
+            handle.forget()
+            if early is not None:
+                with handle.ahead():
+                    plan(early[i], seed)
+            plans.append(plan(condition[i], seed))
+            cost.append((handle.stats.rounds, handle.stats.evaluations))
+        return Plans(torch.cat(plans), *torch.tensor(cost).unbind(1))
+
+    return sample
+
+
+Sampler = Callable[[Tensor, Sequence[int], Sequence[int], Tensor | None], Plans]
+"""Called with conditions (batch, ...), one seed a plan, the numbers of the episodes, and conditions a little earlier if
+there are any; returns the plans."""
 
 
 def sampler(policy: DiffusionPolicy, method: str) -> Sampler:
     """Make the sampler of a method for one run in closed loop."""
     options = METHODS[method]
     if options is None:
-        return lambda condition, seeds, _: sequential(policy, condition, seeds)
+        return lambda condition, seeds, *_: sequential(policy, condition, seeds)
+    if "ahead" in options:
+        return planned_ahead(policy, options)
     kept: dict[int, Tensor] = {}
 
-    def sample(condition: Tensor, seeds: Sequence[int], episodes: Sequence[int]) -> Plans:
+    def sample(condition: Tensor, seeds: Sequence[int], episodes: Sequence[int], _: Tensor | None) -> Plans:
         last = torch.stack([kept[i] for i in episodes]) if kept else None
         plans = parallel(policy, condition, seeds, options, last)
         kept.update(zip(episodes, plans.trajectories, strict=True))
