@@ -88,17 +88,17 @@ class ParallelPolicy:
         loop = None if self.options.mode == "replay" else self._find(owner, own, named)
         once = functools.partial(own, *args, **kwargs)
         random = RandomState((args, kwargs)) if self._early else None
-        if loop is not None:
-            actions, stats = self._solve(owner, loop, catch(owner, self.network, once, named))
-        elif random is None:
-            actions, stats = self._replay(owner, once, (args, kwargs))
-        else:
-            msg = (
-                f"planning ahead needs a plan, and this policy is run by replay: {self.why or 'mode=' + repr('replay')}"
-            )
-            raise NotSupportedError(msg)
-        if random is not None:
-            random.restore()
+        try:
+            if loop is not None:
+                actions, stats = self._solve(owner, loop, catch(owner, self.network, once, named))
+            elif random is None:
+                actions, stats = self._replay(owner, once, (args, kwargs))
+            else:
+                msg = f"planning ahead needs a plan, and this policy is run by replay: {self.why or 'it was asked for'}"
+                raise NotSupportedError(msg)
+        finally:
+            if random is not None:
+                random.restore()
         stats.seconds = time.perf_counter() - started
         self.stats = stats
         return actions
