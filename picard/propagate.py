@@ -68,6 +68,24 @@ def weights(
     )
 
 
+def _system(weights: Float[Tensor, "batch nodes order"]) -> Float[Tensor, "batch nodes nodes"]:
+    """Write the banded system `y[m] - sum_p weights[m, p] y[m-1-p] = r[m]`; its diagonal is one, whatever stands there.
+
+    Args:
+        weights: `weights[:, m, p]` multiplies the unknown p + 1 places before m; those before place 0 are dropped.
+    """
+    nodes, order = weights.shape[1:]
+    system = torch.diag_embed(-weights[:, 1:, 0], -1)
+    for p in range(1, min(order, nodes - 1)):
+        system.diagonal(-1 - p, 1, 2).copy_(-weights[:, 1 + p :, p])
+    return system
+
+
+def _few(columns: int, nodes: int) -> bool:
+    """Say whether so many columns are solved for faster than the inverse is made; measured, up to fifty times."""
+    return columns <= nodes
+
+
 def response(weights: Float[Tensor, "batch nodes order"]) -> Float[Tensor, "batch nodes nodes"]:
     """Invert the unit lower-banded system `y[m] - sum_p weights[m, p] y[m-1-p] = r[m]`.
 
@@ -77,12 +95,8 @@ def response(weights: Float[Tensor, "batch nodes order"]) -> Float[Tensor, "batc
     Returns:
         The inverse, unit lower triangular: column j says how all unknowns answer to r[j].
     """
-    nodes, order = weights.shape[1:]
-    identity = torch.eye(nodes, dtype=weights.dtype, device=weights.device)
-    system = torch.diag_embed(-weights[:, 1:, 0], -1)  # its diagonal is taken as one, whatever stands there
-    for p in range(1, min(order, nodes - 1)):
-        system.diagonal(-1 - p, 1, 2).copy_(-weights[:, 1 + p :, p])
-    return torch.linalg.solve_triangular(system, identity, upper=False, unitriangular=True)
+    identity = torch.eye(weights.shape[1], dtype=weights.dtype, device=weights.device)
+    return torch.linalg.solve_triangular(_system(weights), identity, upper=False, unitriangular=True)
 
 
 def correct(
@@ -93,7 +107,8 @@ def correct(
     """Solve the linearized recurrence for new states.
 
     Written as `mapped + (inverse - I) residual`: the first new state is exactly the step map of an exact state, and at
-    a fixed point every state is. The inverse is small (nodes x nodes) and meets the states in one matrix product.
+    a fixed point every state is. With many columns the inverse, which is small (nodes x nodes), meets the states in one
+    matrix product.
 
     Args:
         z: stale state after every node; the last one is not used.
@@ -103,13 +118,18 @@ def correct(
     Returns:
         The new state after every node.
     """
-    inner = mapped.shape[1] - 1
+    nodes, inner = mapped.shape[1], mapped.shape[1] - 1
     if inner == 0:
         return mapped
     residual = mapped[:, :inner] - z[:, :inner]
     residual.nan_to_num_(0.0, 0.0, 0.0)  # a zero in the matrix must not meet an infinity
-    answer = response(weights).tril(-1)[:, :, :inner]
-    return torch.baddbmm(mapped, answer, residual)
+    if not _few(mapped.shape[2], nodes):
+        answer = response(weights).tril(-1)[:, :, :inner]
+        return torch.baddbmm(mapped, answer, residual)
+    carried = torch.zeros_like(mapped)  # (inverse - I) r solves the system with what the residuals r carry on
+    for p in range(min(weights.shape[2], inner)):
+        carried[:, 1 + p :].addcmul_(weights[:, 1 + p :, p, None], residual[:, : inner - p])
+    return mapped + torch.linalg.solve_triangular(_system(weights), carried, upper=False, unitriangular=True)
 
 
 def hold(
@@ -137,6 +157,8 @@ def hold(
     """
     known = torch.cat([z, torch.zeros_like(held[:, 1:])], 1)
     right = step_map(a, b, known, torch.cat([values, held], 1) if values.shape[1] else held, c, noise)
+    if _few(right.shape[2], right.shape[1]):
+        return torch.linalg.solve_triangular(_system(a), right, upper=False, unitriangular=True)
     return torch.bmm(response(a), right)
 
 
