@@ -157,7 +157,7 @@ class ParallelPolicy:
             method=loop.method,
             window=options.window,
             max_rows=options.max_rows,
-            tolerance=options.rule(plan, leading),
+            tolerance=options.rule(plan, leading, prepared=self.prepared),
             linearization=options.linearization,
             guess=guess,
             certify=options.certify,

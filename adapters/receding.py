@@ -97,19 +97,21 @@ def check_shift(by: int, horizon: int) -> None:
 
 @dataclass(frozen=True)
 class Watched(Tolerance):
-    """Another rule, which sees the leading part of every state only.
+    """Another rule, which sees the leading part of every state only, or of which a share is taken up.
 
     Attributes:
         rule: the rule.
-        leading: how many numbers of a state it sees.
+        leading: how many numbers of a state it sees; all if `None`.
+        share: what part of its bound a change may take up.
     """
 
     rule: Tolerance
-    leading: int
+    leading: int | None
+    share: float = 1.0
 
     def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
-        """Return what the rule says."""
-        return self.rule.bound(candidates)
+        """Return the share of what the rule says."""
+        return self.share * self.rule.bound(candidates)
 
     def watched(self, change: Float[Tensor, "batch nodes dims"]) -> Float[Tensor, "batch nodes watched"]:
         """Return the leading part."""

@@ -149,6 +149,18 @@ def test_planning_ahead_takes_fewer_rounds_and_starts_from_a_plan_ahead_itself()
     assert policy.picard.stats.rounds < cold
 
 
+def test_a_prepared_plan_is_held_to_a_share_of_its_rule_unless_rounds_are_fixed() -> None:
+    for tolerance, share in ((0.2, 0.7), (FixedRounds(2), 1.0)):
+        policy = prepared(tolerance=tolerance)
+        options, plan = policy.picard.options, picard.integrators.DDPM().plan(picard.Schedule.cosine(40).levels(40))
+        size = torch.ones(1, 39)
+        given = picard.tolerance.Candidates(size, size.long(), plan.yardstick[None, 1:].float())
+        bound = options.rule(plan, None).bound(given)
+        assert torch.allclose(options.rule(plan, None, prepared=True).bound(given), share * bound)
+    ahead(policy)
+    assert policy.picard.prepared
+
+
 def test_a_plan_made_ahead_is_used_for_its_own_noise_and_form_only() -> None:
     policy = prepared(window=WINDOW)
     right = ahead(policy, early=False)
