@@ -13,6 +13,7 @@ from torch import Tensor
 import picard
 from picard import FixedRounds
 from picard.adapters import parallelize, restore
+from picard.tolerance import Candidates
 from tests import policy_doubles as double
 from tests.test_policies import build, scheduler
 
@@ -153,8 +154,8 @@ def test_a_prepared_plan_is_held_to_a_share_of_its_rule_unless_rounds_are_fixed(
     for tolerance, share in ((0.2, 0.7), (FixedRounds(2), 1.0)):
         policy = prepared(tolerance=tolerance)
         options, plan = policy.picard.options, picard.integrators.DDPM().plan(picard.Schedule.cosine(40).levels(40))
-        size = torch.ones(1, 39)
-        given = picard.tolerance.Candidates(size, size.long(), plan.yardstick[None, 1:].float())
+        size = torch.linspace(0.1, 1, 39)[None]
+        given = Candidates(size, size.long(), size)
         bound = options.rule(plan, None).bound(given)
         assert torch.allclose(options.rule(plan, None, prepared=True).bound(given), share * bound)
     ahead(policy)
