@@ -26,7 +26,7 @@ def parallelize_policy(
     max_rows: int | None = None,
     mode: Mode = "auto",
     linearization: str | Linearization = "secant",
-    guess: str = "hold",
+    guess: str = "eager",
     certify: bool = False,
     warm_start: int | Literal["shift"] | None = None,
     fresh_noise: bool = True,
@@ -49,7 +49,7 @@ def parallelize_policy(
         mode: `"plan"` solves the loop as a plan; `"replay"` runs the policy's own loop again and again, whatever it
             does; `"auto"` is the first where possible.
         linearization: as for `picard.solve`.
-        guess: `"hold"` or `"copy"`, as for `picard.solve`.
+        guess: `"eager"`, `"hold"` or `"copy"`, as for `picard.solve`.
         certify: as for `picard.solve`; the certificate is at `policy.picard.solution.certificate`.
         warm_start: number of actions executed between two plans, to start from the last plan moved forward by as many;
             `"shift"` for the policy's own number. `policy.reset()` starts cold again.

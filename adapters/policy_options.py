@@ -16,7 +16,7 @@ from .receding import Watched
 
 Mode = Literal["auto", "plan", "replay"]
 _MODES = ("auto", "plan", "replay")
-_GUESSES = ("hold", "copy")
+_GUESSES = ("eager", "hold", "copy")
 _STOCHASTIC, _DETERMINISTIC = NoiseRatio(0.1), NoiseRatio(0.01)  # without noise of its own, a step forgets no error
 
 _PREPARED = 0.7  # of a bound: measured on trained policies, this makes the error of prepared plans that of others
@@ -79,7 +79,7 @@ class PolicyOptions:
             "certify": self.certify,
             "tolerance": isinstance(self.tolerance, Tolerance),
             "linearization": self.linearization != "secant",
-            "guess": self.guess != "hold",
+            "guess": self.guess != "eager",
             "compile": self.compile is not False,
         }
         return next((name for name, given in chosen.items() if given), None)

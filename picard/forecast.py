@@ -79,7 +79,7 @@ class Forecast:
     def rounds(self, window: int) -> float:
         """Predict the rounds: those to slide over all nodes, those to converge, and what others took more than that.
 
-        `evaluated * nodes / window + 1 + log2(window)` for diffusion models. The mean error of the logarithm is 0.12.
+        `evaluated * nodes / window + log2(window)` for diffusion models. The mean error of the logarithm is 0.13.
         Equations slide on by at most some 50 nodes a round; there it is 0.42, until a solve has shown more.
         """
         if window in self.taken:
@@ -147,7 +147,7 @@ class Forecast:
             self.choices.clear()
 
     def _least(self, window: int) -> float:
-        return self.evaluated * self.nodes / window + 1 + math.log2(window)
+        return self.evaluated * self.nodes / window + math.log2(window) + (0 if self.smooth else 1)
 
     def _nearest(self, window: int) -> int:
         """Return the window nearest to one among those tried, 0 if none was."""
@@ -157,4 +157,4 @@ class Forecast:
 
 def evaluated_share(leeway: float) -> float:
     """Return the share of the nodes that a solve with a tolerance's `leeway` evaluates, fitted on `benchmarks`."""
-    return min(1.0, 1 / 3 + 0.025 / leeway) if leeway > 0 else 1.0
+    return min(1.0, 1 / 3 + 0.012 / leeway) if leeway > 0 else 1.0

@@ -19,7 +19,7 @@ from picard.shapes import Float
 from picard.solution import Solution
 from picard.tables import Tables
 
-GUESSES = ("extrapolate", "hold", "copy")
+GUESSES = ("extrapolate", "eager", "hold", "copy")
 
 
 class Copy:
@@ -54,12 +54,13 @@ def resolve_guess(
 ) -> Guess:
     """Turn a name, a trajectory or an earlier solution into a guess.
 
-    Noise makes the field rough in time, where polynomials mislead: `"extrapolate"` then is `"hold"`. So it is by
-    default for diffusion models, whose windows rarely slide far enough to learn a polynomial from.
+    Noise makes the field rough in time, where polynomials mislead: `"extrapolate"` then is `"hold"`. The default for
+    diffusion models, whose windows rarely slide far enough to learn a polynomial from, is `"eager"`. That is `"hold"`
+    for equations, of whose field zero says nothing, and whose noise may enter through the field.
 
     Args:
-        given: `"extrapolate"`, `"hold"`, `"copy"`, a tensor of shape (steps + 1, batch, *state), a `Solution` with as
-            many points, or `Expected` field values; `None` for the problem's usual guess.
+        given: `"extrapolate"`, `"eager"`, `"hold"`, `"copy"`, a tensor of shape (steps + 1, batch, *state), a
+            `Solution` with as many points, or `Expected` field values; `None` for the problem's usual guess.
         plan: the plan.
         tables: its coefficients.
         x0: initial states.
@@ -71,12 +72,13 @@ def resolve_guess(
     """
     state = tuple(x0.shape[1:])
     if given is None:
-        given = "extrapolate" if plan.yardstick is None else "hold"
+        given = "extrapolate" if plan.yardstick is None else "eager"
     if isinstance(given, str) and given == "copy":
         return Copy()
     if isinstance(given, str) and given in GUESSES:
         smooth = given == "extrapolate" and not noisy
-        return Extrapolate.on(plan, tables, state) if smooth else Hold(tables, state)
+        eager = given == "eager" and plan.yardstick is not None
+        return Extrapolate.on(plan, tables, state) if smooth else Hold(tables, state, eager=eager)
     if isinstance(given, Expected):
         return given.along(plan, tables, x0, wide)
     trajectory = given.ys if isinstance(given, Solution) else given

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -25,11 +25,14 @@ class Hold:
     Attributes:
         tables: the plan's coefficients.
         state: shape of one state.
+        eager: whether the first round fills its windows, too, with the field taken as zero, the mean of normalized
+            data; otherwise it evaluates the first node alone.
     """
 
     carries_noise: ClassVar[bool] = True
     tables: Tables
     state: tuple[int, ...]
+    eager: bool = field(default=False, kw_only=True)
 
     def __call__(self, entering: Entering) -> Float[Tensor, "batch count dims"]:
         """Return the held continuation."""

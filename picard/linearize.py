@@ -43,10 +43,13 @@ class Linearization(Protocol):
     Attributes:
         measures: whether it needs `product` and `square`; they are zero otherwise.
         share: share of the tolerance that a change may take up, so that the same tolerance means about the same error.
+        taper: power of `min(1, sigma / alpha)` by which the plan's yardstick is shrunk, for plans over noise levels:
+            later steps contract an error made at much noise, and one made at little noise stays.
     """
 
     measures: ClassVar[bool]
     share: ClassVar[float]
+    taper: ClassVar[float]
 
     def slopes(self, evidence: Evidence) -> Float[Tensor, "batch nodes"]:
         """Choose the slope of every node."""
@@ -59,6 +62,7 @@ class Identity:
 
     measures: ClassVar[bool] = False
     share: ClassVar[float] = 1.0
+    taper: ClassVar[float] = 0.0
 
     def slopes(self, evidence: Evidence) -> Float[Tensor, "batch nodes"]:
         """Return the slope that makes the step factor one."""
@@ -71,6 +75,7 @@ class Frozen:
 
     measures: ClassVar[bool] = False
     share: ClassVar[float] = 1.0
+    taper: ClassVar[float] = 0.0
 
     def slopes(self, evidence: Evidence) -> Float[Tensor, "batch nodes"]:
         """Return zeros."""
@@ -91,6 +96,7 @@ class Secant:
     measures: ClassVar[bool] = True
     # measured: on exact scores the final error is then about that of classical Picard at the same tolerance
     share: ClassVar[float] = 0.7
+    taper: ClassVar[float] = 0.25
     lower: float = 0.0
     upper: float = 1.2
 

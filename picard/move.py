@@ -25,8 +25,10 @@ def start(setup: Setup, window: Window) -> None:
     field = Linearized(values, state.slope, None)
     states = state.z[:, state.history + 1 :]
     step = Advance(states, field, state.slope, state.slope[:, 0], never, never, state.known, state.age)
-    zeros = [0] * len(window.samples)
-    move(setup, window, Outcome(Evaluated(state.argument, values), step, zeros, zeros, 0), zeros, zeros, window.limit)
+    zeros, most, thinning = [0] * len(window.samples), window.limit, setup.thinning
+    if thinning is not None:
+        most = [thinning.open(sample, rows) for sample, rows in zip(window.samples, most, strict=True)]
+    move(setup, window, Outcome(Evaluated(state.argument, values), step, zeros, zeros, 0), zeros, zeros, most)
 
 
 def move(

@@ -60,7 +60,8 @@ class Run:
         self.residual = torch.zeros(batch, dtype=prepared.wide, device=x0.device)
         self.rounds, self.evaluations, self.syncs = 0, evaluations, 0
         self.kept: list[int] | None = None  # rows of the last round's samples that go on, if others do not
-        if setup.window > 1 and (isinstance(setup.guess, Along) or not isinstance(setup.guess, Hold)):
+        guess = setup.guess
+        if setup.window > 1 and (isinstance(guess, Along) or not isinstance(guess, Hold) or guess.eager):
             start(setup, self.window)
 
     def finish(self, bar: Progress, *, throw: bool) -> Solution:

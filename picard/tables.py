@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -67,6 +67,16 @@ class Tables:
             scales=None if plan.scales is None else move(plan.scales),
             inputs=None if plan.inputs is None else move(plan.inputs),
         )
+
+    def tapered(self, power: float) -> Tables:
+        """Return tables whose yardstick shrinks where there is little noise, by `min(1, sigma / alpha) ** power`.
+
+        The levels are those of the judged states, like the yardstick itself. Plans over times stay as they are.
+        """
+        if power == 0 or self.yardstick is None or self.scales is None:
+            return self
+        level = (self.scales[:, 1] / self.scales[:, 0]).clamp_max(1)
+        return replace(self, yardstick=self.yardstick * torch.cat([level[1:], level[-1:]]) ** power)
 
     def at(self, index: Int[Tensor, "batch nodes"]) -> Coefficients:
         """Look up the coefficients of nodes."""

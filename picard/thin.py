@@ -22,7 +22,8 @@ from picard.window import Window
 REACH = 3  # a thinned window holds up to so many times the nodes it evaluates
 _FARTHEST = 16  # nodes from one evaluation to the next, at most
 _FADING = 0.5  # of the largest spread met, from one evaluated node to the next
-_UNKNOWN = 1.0  # spread before any was measured: that of a direction the data leaves free
+_UNKNOWN = 0.5  # spread before any was measured; a direction that the data leaves free has 1
+_SLACK = 2.0  # a node is asked for where its gap's estimated error exceeds its share, but only so much stops a window
 
 
 class Thinning:
@@ -33,7 +34,8 @@ class Thinning:
     times how far the noise has carried the state since, `F[l] + g (z - hold(z[l], F[l]))`. What that misses is measured
     where nodes are evaluated: the spread, the root of `|F - predicted|^2 / |z - held|^2`. By it and the plan's
     coefficients the error of the states from a gap is estimated before, and a node is evaluated where that exceeds the
-    gap's share of the budget. Nothing here looks at later nodes, so the scheme stays causal.
+    gap's share of the budget. A gap that turns out too wide is passed all the same up to twice its share: it stops the
+    window only past that. Nothing here looks at later nodes, so the scheme stays causal.
 
     Args:
         plan: the plan, of order one.
@@ -97,23 +99,32 @@ class Thinning:
         """Take in the squared spreads of a round, ask for the nodes that they show to be needed, and return a limit.
 
         Returns:
-            Most nodes that may be accepted: those before the first one newly asked for.
+            Most nodes that may be accepted: those before the first one that was needed badly.
         """
         asked = self._asked.setdefault(sample, [True])
         before = self._spread.get(sample, [])
         spread, found, limit = before[0] if before else _UNKNOWN, [], len(asked)
-        gap = _Gap()
+        gap, real = _Gap(), _Gap()  # from one node asked for to the next, and from one evaluated in this round
         for slot, square in zip(range(len(asked)), squares, strict=False):
-            node = begin + slot
+            node, evaluated = begin + slot, asked[slot]
             if square >= 0:
                 spread = max(math.sqrt(square), _FADING * spread)
             found.append(spread)
             gap.reach(abs(self._b[node]) * spread)
-            if not asked[slot] and gap.exceeds(self._budget[node]):
-                asked[slot], limit = True, min(limit, slot)
+            real.reach(abs(self._b[node]) * spread)
+            if not evaluated:
+                late = real.exceeds(_SLACK * self._budget[node])
+                limit = min(limit, slot) if late else limit
+                asked[slot] = late or gap.exceeds(self._budget[node])
             gap.leave(self._variance[node], evaluated=asked[slot])
+            real.leave(self._variance[node], evaluated=evaluated)
         self._spread[sample] = found
         return limit
+
+    def open(self, sample: int, rows: int) -> int:
+        """Choose the nodes of a first window of up to `rows` evaluations, nothing known yet, and return its nodes."""
+        self._asked[sample], self._spread[sample] = [True], [_UNKNOWN]
+        return self.slide(sample, 0, 0, 0, rows)
 
     def slide(self, sample: int, begin: int, stride: int, end: int, rows: int) -> int:
         """Choose the nodes of the next window, and return how many it holds.

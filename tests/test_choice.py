@@ -36,7 +36,7 @@ def test_auto_is_near_the_best_window_and_never_behind_sequential(
     """A row costs `share` of a call. The first solve measures, the next two learn, the fourth knows."""
     benchmark = benchmarks()[name]
     model = clocked(benchmark.model, lambda rows: 1 + share * rows)
-    whole = benchmark.problem(0)
+    whole = benchmark.problem(3)
     denoiser = picard.Denoiser(model, benchmark.schedule, prediction="sample")
     problem = picard.Diffusion(denoiser, whole.x_T, noise=whole.noise)
 

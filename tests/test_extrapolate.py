@@ -137,8 +137,8 @@ def test_it_is_the_default_of_an_ode_and_of_nothing_else() -> None:
         )
         equal = (torch.equal(default.final, extrapolated.final), torch.equal(default.final, held.final))
         found.append(equal)
-    # an ODE; an SDE and a stochastic sampler, where it falls back to hold; a deterministic sampler
-    assert found == [(True, False), (True, True), (True, True), (False, True)]
+    # an ODE; an SDE, where it falls back to hold; samplers of diffusion models, whose default is eager
+    assert found == [(True, False), (True, True), (False, False), (False, False)]
 
 
 @torch.no_grad()

@@ -10,7 +10,9 @@ import torch
 
 import picard
 from benchmarks.problems import benchmarks
+from picard.prepare import prepare
 from picard.progress import RoundInfo
+from picard.thin import Thinning
 from tests.problems import diffusion, rms
 
 ACT = benchmarks()["act32"]
@@ -25,13 +27,13 @@ def solve(seed: int = 0, batch: int = 1, **options: Any) -> picard.Solution:
 def test_a_loose_tolerance_takes_fewer_evaluations_than_nodes() -> None:
     found = []
     for seed in range(8):
-        solution = solve(seed, tolerance=1.0)
+        solution = solve(seed, tolerance=2.0)
         expected = picard.sequential(ACT.problem(seed), STEPS, method="ddpm").final
         found.append((rms(solution.final - expected), solution.stats.evaluations, solution.stats.rounds))
     errors, evaluations, rounds = zip(*found, strict=True)
     assert statistics.median(errors) < 1e-2
     assert statistics.mean(evaluations) < STEPS
-    assert statistics.mean(rounds) <= 7.5
+    assert statistics.mean(rounds) <= 7
 
 
 def test_a_call_never_holds_more_rows_than_the_window() -> None:
@@ -117,3 +119,16 @@ def test_the_certificate_counts_what_was_left_out() -> None:
     assert isinstance(thin.certificate, picard.LawCertificate)
     assert 0 < float(dense.certificate.kl.mean()) < float(thin.certificate.kl.mean())
     assert thin.stats.evaluations < dense.stats.evaluations
+
+
+@pytest.mark.parametrize(("excess", "limit", "asked"), [(0.9, 4, False), (1.5, 4, True), (2.5, 2, True)])
+def test_a_gap_stops_the_window_only_past_twice_its_share(excess: float, limit: int, asked: bool) -> None:
+    plan = prepare(ACT.problem(0), STEPS, "ddpm").plan
+    thinning = Thinning(plan, budget=1.0)
+    begin, left, width = 40, 2, 4
+    thinning._asked[0] = [True, True, False, True]
+    after = plan.yardstick[begin + left + 1] / plan.nodes**0.5  # type: ignore[index]
+    spread = excess * after * 2**0.5 / (plan.b[begin + left, 0].abs() * plan.c[begin + left - 1])
+    squares = [float(spread**2)] * width
+    assert thinning.check(0, begin, squares) == limit
+    assert thinning._asked[0][left] is asked

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -57,6 +57,7 @@ class Leading(picard.NoiseRatio):
         leading: how many numbers of the plan it sees.
     """
 
+    tapers: ClassVar[bool] = False  # as for the policies' own plans, which are read off a scheduler and have no levels
     leading: int = HORIZON * ACTION
 
     def watched(self, change: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ def parallel(
         options: as in METHODS. `parallelize` makes the same of them, for one plan at a time and one generator in all.
         last: the last plans, for a warm start, shape (batch, HORIZON, 4).
     """
-    given, sources, counter = dict(options), generators(seeds), Counter(len(condition))
+    given, sources, counter = {"tolerance": Leading(), **options}, generators(seeds), Counter(len(condition))
     warm, executed = given.pop("warm_start", None), given.pop("actions", None)
     if executed is not None:
         given["tolerance"] = Leading(leading=(OBSERVATION_STEPS + executed) * ACTION)

@@ -195,7 +195,7 @@ def solve_options(kind: Kind) -> Strategy:
         optional={
             "tolerance": st.sampled_from(rules),
             "linearization": st.sampled_from(["secant", "frozen", "identity"]),
-            "guess": st.sampled_from(["extrapolate", "hold", "copy"]),
+            "guess": st.sampled_from(["extrapolate", "hold", "eager", "copy"]),
         },
     )
 

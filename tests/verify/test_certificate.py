@@ -37,7 +37,7 @@ def gaussian_settings(decades: float) -> st.SearchStrategy[Setting]:
         st.integers(1, 20),
         st.sampled_from([0.2, 0.5, 1.0]),
         linearization=st.sampled_from(["identity", "frozen"]),
-        guess=st.sampled_from(["hold", "copy"]),
+        guess=st.sampled_from(["hold", "eager", "copy"]),
         cosine=st.booleans(),
         std=st.sampled_from([0.1, 0.5, 1.0, 2.0]),
         seed=st.integers(0, 2**16),

@@ -18,7 +18,7 @@ options_drawn = st.fixed_dictionaries(
     {
         "window": strategies.windows(),
         "linearization": st.sampled_from(["secant", "frozen", "identity"]),
-        "guess": st.sampled_from(["hold", "copy"]),
+        "guess": st.sampled_from(["hold", "eager", "copy"]),
     }
 )
 each = st.tuples(strategies.time_grids(), strategies.methods("ode"), options_drawn)

@@ -82,7 +82,7 @@ def test_properties_hold_in_other_precisions(kind: Kind, dtype: torch.dtype) -> 
     st.integers(3, 24),
     strategies.windows(32),
     st.sampled_from(["secant", "frozen", "identity"]),
-    st.sampled_from(["hold", "copy"]),
+    st.sampled_from(["hold", "eager", "copy"]),
 )
 def test_a_window_that_overflows_does_no_harm(seed: int, steps: int, window: int, rule: str, guess: str) -> None:
     grid = torch.linspace(0, steps / 2, steps + 1, dtype=torch.float64)
@@ -102,7 +102,7 @@ RULES = [picard.RelAbs(1e-3, 1e-3), picard.NoiseRatio(0.3), picard.FixedRounds(2
     strategies.mixture_diffusions(),
     st.integers(2, 10),
     st.sampled_from(["ddpm", "sde-dpmsolver++"]),
-    st.sampled_from(["hold", "copy"]),
+    st.sampled_from(["hold", "eager", "copy"]),
 )
 def test_every_tolerance_is_causal_and_certified(
     rule: Tolerance, problem: picard.Diffusion, steps: int, method: str, guess: str
