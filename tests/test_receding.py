@@ -52,7 +52,7 @@ def test_a_warm_start_with_new_noise_changes_the_way_and_not_the_actions(levels:
 
 
 def test_a_warm_start_takes_fewer_rounds_until_the_policy_is_reset() -> None:
-    cold, warm = prepared(window=WINDOW), prepared(warm_start=BY)
+    cold, warm = prepared(window=WINDOW, guess="hold"), prepared(warm_start=BY, guess="hold")
     drive(cold)
     drive(warm)
     assert warm.rounds[0] == cold.rounds[0]
