@@ -145,9 +145,8 @@ def _merge(calls: list[Call]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not isinstance(leaf, Tensor) or len(calls) == 1:
             return leaf
         if is_time(path) and leaf.numel() == 1:
-            return torch.cat([value.reshape(1).expand(rows) for value in values]).to(
-                device
-            )  # a scalar may be on the host
+            times = torch.cat([value.reshape(1).expand(rows) for value in values])
+            return times.to(device)  # a scalar may be on the host
         same = all(value is leaf for value in values)
         if has_rows(path, leaf, rows):
             if same and rows == 1:

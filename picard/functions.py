@@ -89,11 +89,10 @@ def _compile(function: Callable[..., Any], options: Mapping[str, Any]) -> Callab
         checks = {} if "backend" in given else {"size_asserts": False}
         given["options"] = {"guard_filter_fn": skip, **checks, **given.get("options", {})}
     made = torch.compile(function, **given)
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
 
     def call(*args: Any, **keywords: Any) -> Any:
-        from torch._dynamo.exc import TorchDynamoException
-        from torch._inductor.exc import InductorError
-
         try:
             return made(*args, **keywords)
         except (TorchDynamoException, InductorError) as error:

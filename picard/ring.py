@@ -69,4 +69,9 @@ class Ring:
 
     def at(self, nodes: Int[Tensor, "batch wanted"]) -> Float[Tensor, "batch wanted *noise"]:
         """Return the noise of nodes."""
-        return take(self.noise, nodes % self._slots)
+        return noise_at(self.noise, nodes)
+
+
+def noise_at(ring: Float[Tensor, "batch slots *noise"], nodes: Int[Tensor, "batch wanted"]) -> Tensor:
+    """Return the noise of nodes from a ring's slots, shape (batch, wanted, *noise)."""
+    return take(ring, nodes % ring.shape[1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from picard.plan import Plan
-from picard.shapes import Int
+from picard.shapes import Float, Int
 
 
 class Coefficients(NamedTuple):
@@ -63,7 +63,7 @@ class Tables:
             factor=move(plan.factor),
             kick=move(plan.kick),
             times=plan.times.to(time_dtype).to(like.device),
-            yardstick=None if plan.yardstick is None else move(torch.cat([plan.yardstick[1:], plan.yardstick[-1:]])),
+            yardstick=None if plan.yardstick is None else move(after(plan.yardstick)),
             scales=None if plan.scales is None else move(plan.scales),
             inputs=None if plan.inputs is None else move(plan.inputs),
         )
@@ -76,9 +76,14 @@ class Tables:
         if power == 0 or self.yardstick is None or self.scales is None:
             return self
         level = (self.scales[:, 1] / self.scales[:, 0]).clamp_max(1)
-        return replace(self, yardstick=self.yardstick * torch.cat([level[1:], level[-1:]]) ** power)
+        return replace(self, yardstick=self.yardstick * after(level) ** power)
 
     def at(self, index: Int[Tensor, "batch nodes"]) -> Coefficients:
         """Look up the coefficients of nodes."""
         yardstick, inputs = (None if one is None else one[index] for one in (self.yardstick, self.inputs))
         return Coefficients(self.a[index], self.b[index], self.c[index], self.factor[index], yardstick, inputs)
+
+
+def after(values: Float[Tensor, " nodes"]) -> Float[Tensor, " nodes"]:
+    """Return for every node the value at the node after; the last one's is its own."""
+    return torch.cat([values[1:], values[-1:]])

@@ -16,6 +16,7 @@ from picard.linearize import Linearization, Secant
 from picard.plan import Plan
 from picard.propagate import squared
 from picard.shapes import Bool, Float
+from picard.tables import after
 from picard.tolerance import Tolerance
 from picard.window import Window
 
@@ -50,8 +51,7 @@ class Thinning:
         self._a, self._b = plan.a[:, 0].tolist(), plan.b[:, 0].tolist()
         self._variance = plan.c.square().tolist()
         yardstick = plan.c if plan.yardstick is None else plan.yardstick
-        after = torch.cat([yardstick[1:], yardstick[-1:]])[: plan.nodes]
-        self._budget = (budget * after / math.sqrt(plan.nodes)).tolist()
+        self._budget = (budget * after(yardstick) / math.sqrt(plan.nodes)).tolist()
         self._asked: dict[int, list[bool]] = {}
         self._spread: dict[int, list[float]] = {}
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from picard.advance import Evaluated, Rules, advance
-from picard.device import take
 from picard.entering import Guess, Places
 from picard.guess import Copy
 from picard.hold import Hold
+from picard.ring import noise_at
 from picard.shapes import Float, Int
 from picard.slide import slide
 from picard.tables import Tables
@@ -70,7 +70,7 @@ def whole_round(
     """
     total = tables.a.shape[0]
     index = state.ahead().clamp_max(total - 1)
-    at, noise = tables.at(index), None if ring is None else partial(_noise, ring)
+    at, noise = tables.at(index), None if ring is None else partial(noise_at, ring)
     if noise is not None and found.kick is None:
         found = found._replace(noise=noise(index).flatten(2))
     found = found._replace(asked=state.inside())
@@ -93,7 +93,3 @@ def whole_round(
     counts = torch.stack([step.stride, step.usable], 1)
     index = following.ahead().clamp_max(total - 1)
     return Whole(step.states, step.change, step.residual, counts, following, index, limit)
-
-
-def _noise(ring: Tensor, nodes: Int[Tensor, "batch wanted"]) -> Tensor:
-    return take(ring, nodes % ring.shape[1])
