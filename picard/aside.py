@@ -56,7 +56,9 @@ class Aside:
         """Predict the field at the nodes left out."""
         if self.thinning is None:
             return found
-        values, self.spread = self.thinning.fill(self.window, found.values, slope, found.asked)
+        values, self.spread = self.thinning.fill(
+            self.window.state.z[:, : self.window.nodes], found.values, slope, found.asked
+        )
         return found._replace(values=values)
 
     def exact_only(self) -> Bool[Tensor, "batch nodes"]:

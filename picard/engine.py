@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from picard.advance import Advance, Evaluated, Rules, advance
 from picard.aside import Aside
 from picard.certify import Certifier
-from picard.device import send
+from picard.device import fetch, send
 from picard.entering import Guess
 from picard.functions import Functions
 from picard.linearize import Linearization
@@ -51,12 +52,11 @@ class Setup:
         """How states are corrected and accepted."""
         return Rules(self.linearization, self.tolerance, self.problem.x0.dtype)
 
-    def slots(self, window: Window) -> list[Sequence[int]]:
-        """Return the slots that every sample of the window evaluates."""
-        thinning = self.thinning
-        if thinning is None:
-            return [range(width) for width in window.width]
-        return [thinning.slots(sample) for sample in window.samples]
+    def asked(self, window: Window) -> NDArray[np.bool_]:
+        """Say which slots every sample of the window evaluates, shape (batch, nodes)."""
+        if self.thinning is None:
+            return np.arange(window.nodes) < np.array(window.width)[:, None]
+        return self.thinning.asked
 
 
 class Outcome(NamedTuple):
@@ -92,14 +92,14 @@ def run_rounds(setup: Setup, window: Window, most: int | None) -> list[Outcome]:
     window.draw(rounds * window.nodes)
     state, index, steps = window.state, window.index(), list[tuple[Evaluated, Whole, int]]()
     limit, ring = send(window.limit, index), None if window.ring is None else window.ring.noise
-    slots = setup.slots(window)
+    asked = setup.asked(window)
     for _ in range(rounds):
-        found = _evaluate(setup, window, state, index, slots, noisy=False)
+        found = _evaluate(setup, window, state, index, asked, noisy=False)
         plain = found._replace(asked=None)  # follows from the widths
         step = whole(setup.tables, state, limit, plain, ring, most=setup.window)
-        steps.append((found, step, sum(map(len, slots))))
+        steps.append((found, step, int(asked.sum())))
         state, index, limit = step.state, step.nodes, step.limit
-        slots = [range(window.nodes)] * len(window.samples)  # how many of them count is not known here
+        asked = np.ones_like(asked)  # how many of them count is not known here
     counts = torch.stack([step.counts.T for _, step, _ in steps]).tolist()  # the one wait
     known = zip(steps, counts, strict=True)
     return [Outcome(found, step, stride, usable, rows) for (found, step, rows), (stride, usable) in known]
@@ -107,9 +107,9 @@ def run_rounds(setup: Setup, window: Window, most: int | None) -> list[Outcome]:
 
 def _round(setup: Setup, window: Window) -> Outcome:
     """Evaluate the window in one model call, propagate, and find what can be accepted."""
-    index, functions, slots = window.index(), setup.functions, setup.slots(window)
-    rows = sum(map(len, slots)) + (0 if setup.certifier is None else setup.certifier.claims)
-    found = _evaluate(setup, window, window.state, index, slots)
+    index, functions, asked = window.index(), setup.functions, setup.asked(window)
+    rows = int(asked.sum()) + (0 if setup.certifier is None else setup.certifier.claims)
+    found = _evaluate(setup, window, window.state, index, asked)
     aside = None
     if setup.certifier is not None or setup.thinning is not None:
         carries = setup.guess.carries_noise
@@ -121,11 +121,12 @@ def _round(setup: Setup, window: Window) -> Outcome:
         step = functions.advance(at, window.state, found._replace(asked=None))
     counts = torch.stack([step.stride, step.usable], 1)
     spread = None if aside is None else aside.spread
-    read = (counts if spread is None else torch.cat([counts.to(spread.dtype), spread], 1)).tolist()  # the one wait
-    stride, usable = ([int(row[place]) for row in read] for place in range(2))
-    if setup.thinning is not None:
-        for i, (sample, begin) in enumerate(zip(window.samples, window.begin, strict=True)):
-            stride[i] = min(stride[i], setup.thinning.check(sample, begin, read[i][2:]))
+    if setup.thinning is None or spread is None:
+        stride, usable = counts.T.tolist()  # the one wait
+    else:
+        read = fetch(torch.cat([counts.to(spread.dtype), spread], 1)).numpy()  # the one wait
+        most = setup.thinning.check(read[:, 2:])
+        stride, usable = np.minimum(read[:, 0], most).astype(int).tolist(), read[:, 1].astype(int).tolist()
     return Outcome(found, step, stride, usable, rows)
 
 
@@ -140,11 +141,11 @@ def _evaluate(
     window: Window,
     state: State,
     index: Int[Tensor, "batch nodes"],
-    slots: Sequence[Sequence[int]],
+    asked: NDArray[np.bool_],
     *,
     noisy: bool = True,
 ) -> Evaluated:
-    """Call the model on some slots of every window, whose nodes `index` names.
+    """Call the model on the slots of every window that are `asked`; `index` names their nodes.
 
     States that wait for their certificate are evaluated in the same call. Noise that enters the states directly is
     looked up only if `noisy`.
@@ -153,14 +154,11 @@ def _evaluate(
     inputs = None if setup.tables.inputs is None else setup.tables.inputs[index]
     given = argument(inputs, state.z[:, : state.history + nodes], state.history)
     z, sample = given.flatten(0, 1), window.sample()
-    node, place, asked = index.flatten(), None, None
-    if sum(map(len, slots)) < index.numel():
-        chosen = torch.tensor([i * nodes + j for i, wanted in enumerate(slots) for j in wanted])
-        place = send(chosen, z)
+    node, place, among = index.flatten(), None, None
+    if not asked.all():
+        place, among = send(np.flatnonzero(asked), z), send(asked, z)
         z, node, sample = z[place], node[place], sample[place]
-        asked = torch.zeros_like(index, dtype=torch.bool)
-        asked.view(-1)[place] = True
-    count, arrangement = len(z), (tuple(window.samples), tuple(map(len, slots)))
+    count, arrangement = len(z), (tuple(window.samples), tuple(asked.sum(1).tolist()))
     certifier = setup.certifier
     if certifier is None or certifier.claim is None:
         value, diffusion = call_model(setup, z, node, sample, arrangement)
@@ -192,7 +190,7 @@ def _evaluate(
     values = drift.flatten(2)
     if state.history:
         values = torch.cat([state.past, values], 1)
-    return Evaluated(given, values, None if noise is None else noise.flatten(2), asked, diffusion, kick)
+    return Evaluated(given, values, None if noise is None else noise.flatten(2), among, diffusion, kick)
 
 
 def call_model(

@@ -158,7 +158,7 @@ def _trial(setup: Setup, prepared: Prepared, nodes: int, window: int, gap: int) 
     )
     tables = Tables.of(flat, setup.tables.a, setup.tables.times.dtype)
     state = tuple(setup.problem.x0.shape[1:])
-    thinning = Thinning(flat, 1.0, farthest=gap) if gap > 1 else None
+    thinning = Thinning(flat, 1.0, len(setup.problem.x0), farthest=gap) if gap > 1 else None
     plain = replace(setup, tolerance=RelAbs(), guess=Hold(tables, state), certifier=None, thinning=thinning)
     trial = replace(plain, plan=flat, tables=tables, window=window, sync_every=1)
     return trial, replace(prepared, plan=flat, tables=tables, draw=None, steps_at=[0] * (nodes + 1))

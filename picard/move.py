@@ -25,9 +25,9 @@ def start(setup: Setup, window: Window) -> None:
     field = Linearized(values, state.slope, None)
     states = state.z[:, state.history + 1 :]
     step = Advance(states, field, state.slope, state.slope[:, 0], never, never, state.known, state.age)
-    zeros, most, thinning = [0] * len(window.samples), window.limit, setup.thinning
-    if thinning is not None:
-        most = [thinning.open(sample, rows) for sample, rows in zip(window.samples, most, strict=True)]
+    zeros, most = [0] * len(window.samples), window.limit
+    if setup.thinning is not None:
+        most = setup.thinning.slide(zeros, zeros, most)
     move(setup, window, Outcome(Evaluated(state.argument, values), step, zeros, zeros, 0), zeros, zeros, most)
 
 
@@ -62,6 +62,8 @@ def move(
     if dropped:
         found, step, *_ = only(outcome, keep)
         window.keep(keep)
+        if setup.thinning is not None:
+            setup.thinning.keep(keep)
         stride, end, most = ([one[i] for i in keep] for one in (stride, end, most))
     old = window.begin
     window.begin = [first + passed for first, passed in zip(old, stride, strict=True)]

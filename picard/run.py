@@ -170,8 +170,7 @@ class Run:
                 stride[i] = self.setup.plan.nodes
         most, thinning = window.limit, self.setup.thinning
         if thinning is not None:
-            moves = zip(window.samples, window.begin, stride, end, most, strict=True)
-            most = [thinning.slide(*move) for move in moves]
+            most = thinning.slide(stride, end, most)
         self.kept = move(self.setup, window, outcome, stride, end, most)
 
     def _repeat(self, i: int) -> None:

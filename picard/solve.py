@@ -132,7 +132,7 @@ def solve(
         min(nodes or _DEFAULT_WINDOW, plan.nodes),
         most,
         Certifier(prepared.problem, plan, prepared.tables) if certified else None,
-        thinning(plan, rule, slopes, start),
+        thinning(plan, rule, slopes, start, len(prepared.problem.x0)),
     )
     functions = None
     if setup.certifier is None and setup.thinning is None:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from picard.device import send, take
 from picard.entering import Guess
+from picard.gaps import Chosen, Gaps
 from picard.hold import Hold
 from picard.linearize import Linearization, Secant
 from picard.plan import Plan
 from picard.propagate import squared
 from picard.shapes import Bool, Float
-from picard.tables import after
 from picard.tolerance import Tolerance
-from picard.window import Window
 
 REACH = 3  # a thinned window holds up to so many times the nodes it evaluates
 _FARTHEST = 16  # nodes from one evaluation to the next, at most
-_FADING = 0.5  # of the largest spread met, from one evaluated node to the next
 _UNKNOWN = 0.5  # spread before any was measured; a direction that the data leaves free has 1
+_LEAST = 1e-100  # a square spread no smaller than this
 _SLACK = 2.0  # a node is asked for where its gap's estimated error exceeds its share, but only so much stops a window
 
 
@@ -40,28 +39,29 @@ class Thinning:
 
     Args:
         plan: the plan, of order one.
-        budget: error that all gaps together may add to the states, in multiples of the yardstick; a gap's share is that
-            of its nodes, the squares adding up.
+        budget: error that all gaps together may add to the states, see `Gaps`.
+        batch: number of samples.
         farthest: nodes from one evaluation to the next, at most.
     """
 
-    def __init__(self, plan: Plan, budget: float, farthest: int = _FARTHEST) -> None:
+    def __init__(self, plan: Plan, budget: float, batch: int, farthest: int = _FARTHEST) -> None:
         """Start with every sample at its first node."""
-        self._farthest = farthest
-        self._a, self._b = plan.a[:, 0].tolist(), plan.b[:, 0].tolist()
-        self._variance = plan.c.square().tolist()
-        yardstick = plan.c if plan.yardstick is None else plan.yardstick
-        self._budget = (budget * after(yardstick) / math.sqrt(plan.nodes)).tolist()
-        self._asked: dict[int, list[bool]] = {}
-        self._spread: dict[int, list[float]] = {}
+        self._gaps = Gaps(plan, budget, farthest)
+        first, one = np.zeros((batch, 1), dtype=np.int64), np.ones((batch, 1), dtype=np.bool_)
+        self._chosen = self._gaps.link(first, one, one, np.full((batch, 1), _UNKNOWN))
 
-    def slots(self, sample: int) -> list[int]:
-        """Return the slots of a sample's window that are evaluated, the first one among them."""
-        return [slot for slot, asked in enumerate(self._asked.get(sample, [True])) if asked]
+    @property
+    def asked(self) -> NDArray[np.bool_]:
+        """Which slots of every sample are evaluated, the first one among them; shape (batch, nodes)."""
+        return self._chosen.asked
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all samples but those in some rows."""
+        self._chosen = Chosen._make(one[rows] for one in self._chosen)
 
     def fill(
         self,
-        window: Window,
+        z: Float[Tensor, "batch nodes dims"],
         values: Float[Tensor, "batch nodes dims"],
         slope: Float[Tensor, "batch nodes"],
         asked: Bool[Tensor, "batch nodes"] | None,
@@ -69,142 +69,91 @@ class Thinning:
         """Predict the field at the nodes left out, and measure what the prediction misses at the others.
 
         Args:
-            window: the window.
-            values: the field at its evaluated nodes.
+            z: states of all nodes.
+            values: the field at the evaluated ones.
             slope: slopes of all nodes.
             asked: which nodes were evaluated; `None` if all were.
 
         Returns:
             The field at all nodes, and the squared spread at every node, -1 where it is unknown.
         """
-        rows = [self._links(sample, begin) for sample, begin in zip(window.samples, window.begin, strict=True)]
-        left = torch.zeros(len(rows), window.nodes, dtype=torch.int64)
-        numbers = torch.zeros(len(rows), 2, window.nodes, dtype=torch.float64)
-        for i, (links, carried, added) in enumerate(rows):
-            left[i, : len(links)] = torch.tensor(links)
-            numbers[i, :, : len(links)] = torch.tensor([carried, added], dtype=torch.float64)
-        z, source = window.state.z[:, : window.nodes], send(left, values)
-        carries, adds = send(numbers.to(z.dtype), z)[..., None].unbind(1)
+        now = self._chosen
+        held = torch.from_numpy(np.stack([now.carried, now.added]))
+        source, (carried, added) = send(now.left, z), send(held.to(z.dtype), z)
         base = take(values, source)
-        moved = z - carries * take(z, source) - adds * base
+        moved = z - carried[..., None] * take(z, source) - added[..., None] * base
         predicted = base + slope[..., None] * moved
         missed, distance = squared(values - predicted), squared(moved)
         measured = (distance > 0) & torch.isfinite(missed) & torch.isfinite(distance)
         if asked is not None:
             measured = measured & asked
             values = torch.where(asked[..., None], values, predicted)
-        return values, torch.where(measured, missed / torch.where(measured, distance, 1), -1)
+        square = missed / torch.where(measured, distance, 1)
+        return values, torch.where(measured, square.clamp_max(torch.finfo(square.dtype).max), -1)
 
-    def check(self, sample: int, begin: int, squares: Sequence[float]) -> int:
-        """Take in the squared spreads of a round, ask for the nodes that they show to be needed, and return a limit.
-
-        Returns:
-            Most nodes that may be accepted: those before the first one that was needed badly.
-        """
-        asked = self._asked.setdefault(sample, [True])
-        before = self._spread.get(sample, [])
-        spread, found, limit = before[0] if before else _UNKNOWN, [], len(asked)
-        gap, real = _Gap(), _Gap()  # from one node asked for to the next, and from one evaluated in this round
-        for slot, square in zip(range(len(asked)), squares, strict=False):
-            node, evaluated = begin + slot, asked[slot]
-            if square >= 0:
-                spread = max(math.sqrt(square), _FADING * spread)
-            found.append(spread)
-            gap.reach(abs(self._b[node]) * spread)
-            real.reach(abs(self._b[node]) * spread)
-            if not evaluated:
-                late = real.exceeds(_SLACK * self._budget[node])
-                limit = min(limit, slot) if late else limit
-                asked[slot] = late or gap.exceeds(self._budget[node])
-            gap.leave(self._variance[node], evaluated=asked[slot])
-            real.leave(self._variance[node], evaluated=evaluated)
-        self._spread[sample] = found
-        return limit
-
-    def open(self, sample: int, rows: int) -> int:
-        """Choose the nodes of a first window of up to `rows` evaluations, nothing known yet, and return its nodes."""
-        self._asked[sample], self._spread[sample] = [True], [_UNKNOWN]
-        return self.slide(sample, 0, 0, 0, rows)
-
-    def slide(self, sample: int, begin: int, stride: int, end: int, rows: int) -> int:
-        """Choose the nodes of the next window, and return how many it holds.
+    def check(self, squares: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Take in the squared spreads of a round, and ask for the nodes that they show to be needed.
 
         Args:
-            sample: index in the batch.
-            begin: first node of the last window.
-            stride: nodes accepted.
+            squares: squared spreads, shape (batch, nodes), -1 where unknown.
+
+        Returns:
+            Most nodes of every sample that may be accepted: those before the first one that was needed badly.
+        """
+        now = self._chosen
+        spread = _faded(now.spread[:, 0], squares)
+        load = spread * now.load
+        over, late = load > 1, load > _SLACK
+        now = now._replace(spread=spread)
+        while over.any():
+            count = over.cumsum(1)  # the first one of every gap is asked for, and ends it
+            opens = over & (count - np.take_along_axis(count, now.left, 1) == 1)
+            now = self._gaps.link(now.first, now.asked | late | opens, now.inside, spread)
+            over = spread * now.load > 1
+        self._chosen = now
+        return np.where(late.any(1), late.argmax(1), late.shape[1])
+
+    def slide(self, stride: Sequence[int], end: Sequence[int], rows: Sequence[int]) -> list[int]:
+        """Choose the nodes of the next windows, and return how many each holds.
+
+        Args:
+            stride: nodes accepted, of every sample.
             end: last node whose state is known.
             rows: most nodes to evaluate.
         """
-        kept, spreads = (one[stride : end - begin] for one in (self._asked[sample], self._spread[sample]))
-        spread = spreads[0] if spreads else self._spread[sample][-1]
-        asked: list[bool] = []
-        noted: list[float] = []
-        gap, taken = _Gap(), 0
-        first = begin + stride
-        for node in range(first, min(first + REACH * rows, len(self._a))):
-            slot = node - first
-            spread = spreads[slot] if slot < len(spreads) else spread
-            gap.reach(abs(self._b[node]) * spread)
-            new = slot >= len(kept)
-            wanted = slot == 0 or bool(
-                gap.length > self._farthest or gap.exceeds(self._budget[node]) if new else kept[slot]
-            )
-            if wanted and taken == rows:
-                break
-            taken += wanted
-            asked.append(wanted)
-            noted.append(spread)
-            gap.leave(self._variance[node], evaluated=wanted)
-        self._asked[sample], self._spread[sample] = asked, noted
-        return len(asked)
-
-    def _links(self, sample: int, begin: int) -> tuple[list[int], list[float], list[float]]:
-        """For every slot: the evaluated slot before it, and the held recurrence from there, `carried z + added F`."""
-        asked = self._asked.get(sample, [True])
-        links, carries, adds = [], [], []
-        left, carried, added = 0, 1.0, 0.0
-        for slot, flag in enumerate(asked):
-            links.append(left)
-            carries.append(carried)
-            adds.append(added)
-            if flag:
-                left, carried, added = slot, 1.0, 0.0
-            node = begin + slot
-            carried, added = self._a[node] * carried, self._a[node] * added + self._b[node]
-        return links, carries, adds
+        now, each = self._chosen, np.arange(len(stride))[:, None]
+        passed, last, most = (np.array(one)[:, None] for one in (stride, end, rows))
+        first = now.first + passed
+        old = last - first  # nodes of the last window that stay
+        room = np.minimum(REACH * most, self._gaps.nodes - first)
+        slot = np.arange(max(1, room.max()))
+        source = np.maximum(np.minimum(slot, old - 1) + passed, 0)
+        spread, asked = now.spread[each, source], now.asked[each, source] & (slot < old)
+        asked[:, 0] = True
+        self._gaps.ask(asked, spread, first, old)
+        inside = (slot < room) & (asked.cumsum(1) <= most)
+        width = inside.sum(1)
+        slots = slice(max(1, width.max()))
+        self._chosen = self._gaps.link(first, (asked & inside)[:, slots], inside[:, slots], spread[:, slots])
+        return list(width.tolist())
 
 
-@dataclass
-class _Gap:
-    """What is known of the nodes since the last evaluated one.
+def _faded(before: NDArray[np.float64], squares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the spread at every slot: the largest measured up to there, halved with every measurement after it.
 
-    Attributes:
-        cost: estimated error of the state, root mean square.
-        variance: of the noise since then.
-        length: nodes, the evaluated one among them.
+    Args:
+        before: spread at the first slot, so far, shape (batch,).
+        squares: squared spreads measured, shape (batch, nodes), -1 where none was.
     """
-
-    cost: float = 0.0
-    variance: float = 0.0
-    length: int = 0
-
-    def reach(self, weight: float) -> None:
-        """Add a node, whose prediction misses `weight` times what the noise has moved the state."""
-        self.cost += weight * math.sqrt(self.variance)
-        self.length += 1
-
-    def exceeds(self, budget: float) -> bool:
-        return self.cost > budget * math.sqrt(self.length)
-
-    def leave(self, variance: float, *, evaluated: bool) -> None:
-        """Go on with the node's noise; from an evaluated node, start anew."""
-        if evaluated:
-            self.cost, self.variance, self.length = 0.0, 0.0, 1
-        self.variance += variance
+    times = (squares >= 0).cumsum(1)
+    level = np.log2(np.maximum(squares, _LEAST)) / 2 + times
+    level[:, 0] = np.maximum(level[:, 0], np.log2(before))
+    return np.exp2(np.maximum.accumulate(level, 1) - times)
 
 
-def thinning(plan: Plan, tolerance: Tolerance, linearization: Linearization, guess: Guess) -> Thinning | None:
+def thinning(
+    plan: Plan, tolerance: Tolerance, linearization: Linearization, guess: Guess, batch: int
+) -> Thinning | None:
     """Return what thins a solve's windows, or `None` where every node must be evaluated.
 
     The tolerance says how much error it leaves for this. The prediction holds for samplers with noise in every step
@@ -213,4 +162,4 @@ def thinning(plan: Plan, tolerance: Tolerance, linearization: Linearization, gue
     budget = tolerance.leeway
     stochastic = plan.order == 1 and plan.inputs is None and bool((plan.c[:-1] > 0).all()) and plan.nodes > 1
     fits = isinstance(linearization, Secant) and isinstance(guess, Hold) and plan.yardstick is not None
-    return Thinning(plan, budget) if budget > 0 and stochastic and fits else None
+    return Thinning(plan, budget, batch) if budget > 0 and stochastic and fits else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ import picard
 from benchmarks.problems import benchmarks
 from picard.prepare import prepare
 from picard.progress import RoundInfo
-from picard.thin import Thinning
+from picard.thin import REACH, Thinning
 from tests.problems import diffusion, rms
 
 ACT = benchmarks()["act32"]
@@ -124,11 +125,35 @@ def test_the_certificate_counts_what_was_left_out() -> None:
 @pytest.mark.parametrize(("excess", "limit", "asked"), [(0.9, 4, False), (1.5, 4, True), (2.5, 2, True)])
 def test_a_gap_stops_the_window_only_past_twice_its_share(excess: float, limit: int, asked: bool) -> None:
     plan = prepare(ACT.problem(0), STEPS, "ddpm").plan
-    thinning = Thinning(plan, budget=1.0)
+    thinning = Thinning(plan, budget=1.0, batch=1)
     begin, left, width = 40, 2, 4
-    thinning._asked[0] = [True, True, False, True]
+    inside = np.ones((1, width), dtype=np.bool_)
+    thinning._chosen = thinning._gaps.link(
+        np.array([[begin]]), np.arange(width)[None] != left, inside, np.full((1, width), 0.5)
+    )
     after = plan.yardstick[begin + left + 1] / plan.nodes**0.5  # type: ignore[index]
     spread = excess * after * 2**0.5 / (plan.b[begin + left, 0].abs() * plan.c[begin + left - 1])
-    squares = [float(spread**2)] * width
-    assert thinning.check(0, begin, squares) == limit
-    assert thinning._asked[0][left] is asked
+    assert thinning.check(np.full((1, width), float(spread**2))).tolist() == [limit]
+    assert thinning.asked[0, left] == asked
+
+
+def test_nodes_are_chosen_as_by_going_through_them_one_by_one() -> None:
+    plan, budget, rows, farthest = prepare(benchmarks()["gmm2"].problem(0), 1000, "ddpm").plan, 0.5, 40, 16
+    begin, spreads = [0, 300, 900, 970], [0.5, 0.05, 0.2, 3.0]
+    thinning = Thinning(plan, budget, len(begin))
+    one = np.ones((len(begin), 1), dtype=np.bool_)
+    thinning._chosen = thinning._gaps.link(np.array(begin)[:, None], one, one, np.array(spreads)[:, None])
+    widths = thinning.slide([0] * len(begin), begin, [rows] * len(begin))
+    assert plan.yardstick is not None
+    share = budget * torch.cat([plan.yardstick[1:], plan.yardstick[-1:]]) / plan.nodes**0.5
+    for sample, (first, spread) in enumerate(zip(begin, spreads, strict=True)):
+        expected, cost, variance, length = [True], 0.0, 0.0, 1
+        for node in range(first + 1, min(first + REACH * rows, plan.nodes)):
+            variance, length = variance + float(plan.c[node - 1] ** 2), length + 1
+            cost += abs(float(plan.b[node, 0])) * variance**0.5 * spread
+            wanted = length > farthest or cost > float(share[node]) * length**0.5
+            if wanted and sum(expected) == rows:
+                break
+            expected.append(wanted)
+            cost, variance, length = (0.0, 0.0, 1) if wanted else (cost, variance, length)
+        assert thinning.asked[sample, : widths[sample]].tolist() == expected
