@@ -104,18 +104,18 @@ def _choose(setup: Setup, prepared: Prepared, forecast: Forecast, gap: int, *, w
         return all(forecast.at_best(each) >= best for each in larger)
 
     largest = min(_LARGEST if window else setup.window, nodes)
-    size = 4
-    while size <= largest and (size in known.rounds or measure_round(setup, prepared, known, size, gap)):
-        if window and hopeless(size):
-            break
-        size *= 2
     measured = [each for each in known.rounds if each <= largest]
+    while not (window and measured and hopeless(measured[-1])):
+        size = 2 * measured[-1] if measured else 4
+        if size > largest or not measure_round(setup, prepared, known, size, gap):
+            break
+        measured.append(size)
     chosen, reason = setup.window, ""
     if window:
         sizes = sorted({part for each in measured for part in (each * 3 // 4, each) if part > 3})
-        chosen = min(sizes, key=forecast.seconds, default=1)
+        chosen = min(sizes, key=forecast.hoped, default=1)
         sequentially = f"{_text(alone)} for {nodes} calls one after the other"
-        if chosen == 1 or forecast.seconds(chosen) > (_KNOWN_GAIN if chosen in forecast.taken else _GAIN) * alone:
+        if chosen == 1 or forecast.hoped(chosen) > (_KNOWN_GAIN if chosen in forecast.taken else _GAIN) * alone:
             but = f"; window {chosen} is predicted to take {_text(forecast.seconds(chosen))}" if chosen > 1 else ""
             chosen, reason = 1, f"sequential: {sequentially}{but}"
         elif forecast.unsure(chosen):

@@ -20,6 +20,7 @@ _BRIEF = 0.1  # seconds; the sequential solver takes so long at least for its me
 _FAR = 4  # unless windows are so many times as fast
 _TRIES = 3  # whole solves that replace it
 _UNTRIED = 1.05  # a window not yet tried must promise so much more than one that was
+_HOPE = 0.7  # of the seconds; rounds are off by so much where nodes are left out
 
 
 @dataclass(eq=False)
@@ -92,10 +93,12 @@ class Forecast:
         return self._least(window) + self.nodes * ((_WASTE - 1) / window + 1 / _STRIDE)
 
     def width(self, window: int) -> float:
-        """Predict the nodes that a round evaluates on average."""
+        """Predict the nodes that a round evaluates on average; the share of those left out is that of other windows."""
         if window in self.taken:
             return self.taken[window].width
-        return self.evaluated * window / (1 + _RAMP * self.evaluated * window / self.nodes)
+        near = self._nearest(window)
+        scale = self.taken[near].width / self._usual(near) if near and self.evaluated < 1 else 1.0
+        return min(float(window), scale * self._usual(window))
 
     def seconds(self, window: int) -> float:
         """Predict the seconds of a solve."""
@@ -103,9 +106,14 @@ class Forecast:
         caution = 1.0 if window in self.taken or not near else _UNTRIED
         return caution * self.tempo(window) * self.rounds(window) * self.latency.seconds(self.width(window))
 
+    def hoped(self, window: int) -> float:
+        """Predict the seconds, but hope for fewer where only a try can tell; see `_hope`."""
+        return self.seconds(window) * (self._hope(window) if window in self.latency.rounds else 1.0)
+
     def at_best(self, window: int) -> float:
         """Bound the seconds of a solve from below, for a window larger than those measured."""
-        return self.tempo(window) * self.rounds(window) * self.latency.at_best(self.width(window))
+        least = self.tempo(window) * self.rounds(window) * self.latency.at_best(self.width(window))
+        return self._hope(window) * least
 
     def alone(self) -> float:
         """Predict the seconds of the sequential solver."""
@@ -148,6 +156,20 @@ class Forecast:
 
     def _least(self, window: int) -> float:
         return self.evaluated * self.nodes / window + math.log2(window) + (0 if self.smooth else 1)
+
+    def _usual(self, window: int) -> float:
+        return self.evaluated * window / (1 + _RAMP * self.evaluated * window / self.nodes)
+
+    def _hope(self, window: int) -> float:
+        """Return the share of the predicted seconds to believe in: less for a larger window, where nodes are left out.
+
+        It may take half of the rounds predicted, hardly more of them than a smaller one, and only a try can tell.
+        """
+        near = self._nearest(window)
+        if self.evaluated == 1 or window in self.taken or not 0 < near < window:
+            return 1.0
+        cost = self.latency.seconds(self.width(window)) / self.latency.seconds(self.taken[near].width)
+        return _HOPE if cost * _HOPE <= 1 else 1.0
 
     def _nearest(self, window: int) -> int:
         """Return the window nearest to one among those tried, 0 if none was."""

@@ -61,15 +61,17 @@ class Latency:
         return s0 + (slope if w0 <= width <= w1 else max(slope, 0.0)) * (width - w0)
 
     def at_best(self, width: float) -> float:
-        """Bound the seconds of a round larger than those measured, which may be disturbed, from below.
+        """Bound the seconds of a round that evaluates so many nodes from below; those measured may be disturbed.
 
-        They grow on as between the last two, or as from the first one on, a step of the sequential solver and the work
-        of a round outside the model; whichever is slower.
+        Beyond them they grow on as between the last two, or as from the first one on, a step of the sequential solver
+        and the work of a round outside the model; whichever is slower.
         """
         known = [(1, self.step + _OVERHEAD), *sorted(self.rounds.items())]
         last, seconds = known[-1]
+        if width <= last:
+            return self.seconds(width)
         slope = min((seconds - before) / (last - size) for size, before in (known[0], known[-2]))
-        return seconds + max(slope, 0.0) * max(width - last, 0.0)
+        return seconds + max(slope, 0.0) * (width - last)
 
 
 def known_latency(setup: Setup, gap: int) -> Latency:

@@ -108,3 +108,20 @@ def test_brief_solves_are_timed_sequentially_before_a_window_is_trusted(
     assert any(each.reason.startswith("sequential, to time it") for each in stats)
     assert stats[0].window > 1
     assert stats[-1].window == 1
+
+
+@torch.no_grad()
+def test_a_larger_window_is_tried_where_nodes_are_left_out(clocked: Callable[..., Clocked]) -> None:
+    """Here the largest takes half of the rounds that are predicted, and calls cost little more for their rows."""
+    benchmark = benchmarks()["gmm2"]
+    model = clocked(benchmark.model, lambda rows: 1 + 0.004 * rows)
+    whole = benchmark.problem(0)
+    problem = picard.Diffusion(
+        picard.Denoiser(model, benchmark.schedule, prediction="sample"), whole.x_T, noise=whole.noise
+    )
+
+    def solve(window: Any) -> float:
+        return model.taken(lambda: picard.solve(problem, 1000, method="ddpm", window=window, tolerance=1.0))[0]
+
+    taken = [solve("auto") for _ in range(8)][-1]
+    assert taken <= 1.05 * min(solve(window) for window in (64, 128, 256))
