@@ -126,22 +126,25 @@ def advance(
 
     top = largest(states)
     size = rms(states, top)
-    older = torch.cat([age[:, 1:], torch.zeros_like(age[:, :1])], 1)
-    bound = rules.linearization.share * rules.tolerance.bound(Candidates(size, older, at.yardstick))
-    bound = bound + _FLOOR * torch.finfo(states.dtype).eps * size
+    bound = rules.tolerance.bound(Candidates(size, age, at.yardstick))
+    bound = torch.add(_FLOOR * torch.finfo(states.dtype).eps * size, bound, alpha=rules.linearization.share)
     close = change <= bound.clamp_max(torch.finfo(states.dtype).max)
-    if full:
-        close[:, -1].fill_(0)
-    else:
+    if not full:
         close = close & state.inside(after=1)
     if aside is not None:
         close = close & ~aside.exact_only()
-    passed = close.cumprod(1) if settled is None else settled.long()
-    usable = top.to(rules.dtype) < math.inf
-    usable = (usable if inside is None else usable & inside).cumprod(1).sum(1)
-    stride = torch.minimum(1 + passed.sum(1), usable)
-    residual = torch.where(passed > 0, change, 0).amax(1)
+    slots = torch.arange(change.shape[1], device=change.device)
+    passed = _leading(close if settled is None else settled, slots, most=change.shape[1] - 1)
+    fits = top.to(rules.dtype) < math.inf
+    usable = _leading(fits if inside is None else fits & inside, slots, most=change.shape[1])
+    stride = torch.minimum(passed + 1, usable)
+    residual = change.masked_fill(slots >= passed[:, None], 0).amax(1)
     return Advance(states, field, change, residual, stride, usable, known, age)
+
+
+def _leading(holds: Bool[Tensor, "batch nodes"], slots: Int[Tensor, " nodes"], *, most: int) -> Int[Tensor, " batch"]:
+    """Count the slots before the first one where something does not hold; there are at least `most` of them."""
+    return slots.masked_fill(holds, most).amin(1)
 
 
 def _slopes(
@@ -152,16 +155,16 @@ def _slopes(
     if rules.linearization.measures or path:
         z = found.argument
         moved, answered = z - state.argument, found.values[:, state.history :] - state.values
-        product, square = torch.linalg.vecdot(moved, answered), squared(moved)
-        noticeable = square > (_FLOOR * torch.finfo(z.dtype).eps) ** 2 * squared(z)
-        measured = state.evaluated & noticeable & finite(product) & (square < math.inf)
+        distance, size = torch.linalg.vector_norm(moved, dim=2), torch.linalg.vector_norm(z, dim=2)
+        square = distance * distance
+        ratio = torch.linalg.vecdot(moved, answered) / square
+        measured = state.evaluated & (distance > _FLOOR * torch.finfo(z.dtype).eps * size) & finite(ratio)
         if found.asked is not None:
             measured = measured & found.asked
         if path and aside is not None:
             aside.measure(torch.where(measured, squared(answered) / square, 0))
     else:
-        product = square = torch.zeros_like(state.slope)
-        measured = torch.zeros_like(state.known)
+        ratio, measured = torch.zeros_like(state.slope), torch.zeros_like(state.known)
     known = state.known | measured
-    evidence = Evidence(at.factor[..., 0], at.factor[..., 1], product, square, measured, state.slope, known)
-    return rules.linearization.slopes(evidence), known
+    u, w, inverse = at.factor.unbind(-1)
+    return rules.linearization.slopes(Evidence(u, w, inverse, ratio, measured, state.slope, known)), known

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from picard.errors import InvalidProblemError, close_match, describe
-from picard.propagate import finite
 from picard.shapes import Bool, Float
 
 
@@ -20,17 +19,17 @@ class Evidence:
     Attributes:
         u: step factor at slope 0, from `Plan.factor`.
         w: change of the step factor per unit of slope.
-        product: inner product of the last two rounds' change of the state and change of the field.
-        square: squared norm of the change of the state.
-        measured: whether the node was evaluated in the round before, and its state has moved since.
+        inverse: `1 / w`, and 0 where w is.
+        ratio: the secant of the last two rounds, <dz, dF> / <dz, dz>; it means nothing where not `measured`.
+        measured: whether the node was evaluated in the round before and has moved since, by a finite ratio.
         slope: the slopes of the round before.
         known: whether those are measured, now or earlier.
     """
 
     u: Float[Tensor, "batch nodes"]
     w: Float[Tensor, "batch nodes"]
-    product: Float[Tensor, "batch nodes"]
-    square: Float[Tensor, "batch nodes"]
+    inverse: Float[Tensor, "batch nodes"]
+    ratio: Float[Tensor, "batch nodes"]
     measured: Bool[Tensor, "batch nodes"]
     slope: Float[Tensor, "batch nodes"]
     known: Bool[Tensor, "batch nodes"]
@@ -41,7 +40,7 @@ class Linearization(Protocol):
     """A choice of slopes. It must use every node's own and earlier nodes' evidence only, so that the scheme is causal.
 
     Attributes:
-        measures: whether it needs `product` and `square`; they are zero otherwise.
+        measures: whether it needs `ratio`; nothing is measured otherwise.
         share: share of the tolerance that a change may take up, so that the same tolerance means about the same error.
         taper: power of `min(1, sigma / alpha)` by which the plan's yardstick is shrunk, for plans over noise levels:
             later steps contract an error made at much noise, and one made at little noise stays.
@@ -102,9 +101,8 @@ class Secant:
 
     def slopes(self, evidence: Evidence) -> Float[Tensor, "batch nodes"]:
         """Return the measured slopes, bounded and inherited."""
-        ratio = evidence.product / torch.where(evidence.measured, evidence.square, 1)
-        slope = torch.where(evidence.measured & finite(ratio), ratio, evidence.slope)
-        factor = (evidence.u + evidence.w * slope).clamp(self.lower, self.upper)
+        slope = torch.where(evidence.measured, evidence.ratio, evidence.slope)
+        factor = torch.addcmul(evidence.u, evidence.w, slope).clamp(self.lower, self.upper)
         nodes = torch.arange(factor.shape[1], device=factor.device).expand_as(factor)
         nearest = torch.where(evidence.known, nodes, -1).cummax(1).values
         inherited = torch.where(nearest >= 0, factor.gather(1, nearest.clamp_min(0)), evidence.u)
@@ -112,8 +110,7 @@ class Secant:
 
 
 def _slope_of(factor: Tensor, evidence: Evidence) -> Tensor:
-    usable = evidence.w != 0
-    return torch.where(usable, (factor - evidence.u) / torch.where(usable, evidence.w, 1), 0)
+    return (factor - evidence.u) * evidence.inverse
 
 
 LINEARIZATIONS: dict[str, Linearization] = {"secant": Secant(), "frozen": Frozen(), "identity": Identity()}

@@ -19,7 +19,7 @@ class Coefficients(NamedTuple):
         a: weights of the states, newest first.
         b: weights of the field values.
         c: scale of the noise.
-        factor: step factor at slope 0, and its change per unit of slope.
+        factor: step factor at slope 0, its change per unit of slope, and the inverse of that, 0 where there is none.
         yardstick: that of the node after, if the plan has any.
         inputs: weights of the states whose sum the field is evaluated at, if it is such a sum.
     """
@@ -60,7 +60,7 @@ class Tables:
             a=move(plan.a),
             b=move(plan.b),
             c=move(plan.c),
-            factor=move(plan.factor),
+            factor=move(torch.cat([plan.factor, _inverse(plan.factor[:, 1:], like.dtype)], 1)),
             kick=move(plan.kick),
             times=plan.times.to(time_dtype).to(like.device),
             yardstick=None if plan.yardstick is None else move(after(plan.yardstick)),
@@ -82,6 +82,12 @@ class Tables:
         """Look up the coefficients of nodes."""
         yardstick, inputs = (None if one is None else one[index] for one in (self.yardstick, self.inputs))
         return Coefficients(self.a[index], self.b[index], self.c[index], self.factor[index], yardstick, inputs)
+
+
+def _inverse(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Invert what has an inverse in a dtype's range, and make the rest zero."""
+    usable = values.abs() > 1 / torch.finfo(dtype).max
+    return torch.where(usable, 1 / torch.where(usable, values, 1), 0)
 
 
 def after(values: Float[Tensor, " nodes"]) -> Float[Tensor, " nodes"]:

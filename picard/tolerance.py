@@ -21,13 +21,18 @@ class Candidates:
 
     Attributes:
         size: root mean square of the new state.
-        age: rounds the state has been in the window, this one included.
+        rounds: rounds the node before the state has been in the window, this one included.
         yardstick: the plan's yardstick at the node, or `None`.
     """
 
     size: Float[Tensor, "batch nodes"]
-    age: Int[Tensor, "batch nodes"]
+    rounds: Int[Tensor, "batch nodes"]
     yardstick: Float[Tensor, "batch nodes"] | None
+
+    @property
+    def age(self) -> Int[Tensor, "batch nodes"]:
+        """Rounds the state has been in the window, this one included; 0 for the last, whose node is not in it."""
+        return torch.cat([self.rounds[:, 1:], torch.zeros_like(self.rounds[:, :1])], 1)
 
 
 class Tolerance(ABC):

@@ -83,7 +83,7 @@ class _State:
     def propagate(self, s: int, b: int, e: int, linearization: str) -> tuple[Tensor, Tensor]:
         """The new states after nodes b .. e-1, and the slopes used there."""
         t, m = self.prepared.tables, torch.arange(b, e)
-        u, w = t.factor[m].unbind(1)
+        u, w, _ = t.factor[m].unbind(1)
         slope = torch.zeros_like(u)
         if linearization == "identity":
             slope = torch.where(w != 0, (1 - u) / torch.where(w != 0, w, 1), 0)
