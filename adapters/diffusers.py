@@ -127,7 +127,7 @@ class Scheduled(Problem):
         device, found = self.start.device, self.trace
         object.__setattr__(self, "x0", self.start.to(wide) * float(found.scale[0]))
         numbers = torch.stack([found.u, found.w, *found.shares.unbind(1)], 1).to(device, wide)
-        object.__setattr__(self, "_numbers", numbers)
+        object.__setattr__(self, "_numbers", numbers.reshape(*numbers.shape, *[1] * (self.start.ndim - 1)))
         object.__setattr__(self, "_all_clipped", bool((found.shares == torch.tensor([0.0, 1.0])).all()))
         object.__setattr__(self, "_timesteps", found.timesteps.to(device))
 
@@ -165,8 +165,7 @@ class Scheduled(Problem):
 
     def data(self, y: Tensor, output: Tensor, node: Tensor) -> Tensor:
         """Predict the data from the model's input and output, clipped as the scheduler does."""
-        numbers = self._numbers[node]  # type: ignore[attr-defined]  # set in __post_init__
-        u, w, plain, clipped = numbers.reshape(*numbers.shape, *[1] * (y.ndim - 1)).unbind(1)
+        u, w, plain, clipped = self._numbers[node].unbind(1)  # type: ignore[attr-defined]  # set in __post_init__
         data, clip = (u * y).addcmul_(w, output), self.trace.clip
         if clip is None:
             return data

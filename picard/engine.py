@@ -100,9 +100,13 @@ def run_rounds(setup: Setup, window: Window, most: int | None) -> list[Outcome]:
         steps.append((found, step, int(asked.sum())))
         state, index, limit = step.state, step.nodes, step.limit
         asked = np.ones_like(asked)  # how many of them count is not known here
-    counts = torch.stack([step.counts.T for _, step, _ in steps]).tolist()  # the one wait
-    known = zip(steps, counts, strict=True)
-    return [Outcome(found, step, stride, usable, rows) for (found, step, rows), (stride, usable) in known]
+    counts = [step.counts for _, step, _ in steps]
+    read = [counts[0].tolist()] if rounds == 1 else torch.stack(counts).tolist()  # the one wait
+    outcomes = []
+    for (found, step, evaluated), counted in zip(steps, read, strict=True):
+        stride, usable = ([one[place] for one in counted] for place in range(2))
+        outcomes.append(Outcome(found, step, stride, usable, evaluated))
+    return outcomes
 
 
 def _round(setup: Setup, window: Window) -> Outcome:

@@ -98,9 +98,15 @@ class Guess(Protocol):
 
     Attributes:
         carries_noise: whether its states hold the noise of the step before them, as those of later rounds do.
+        opens: whether it can fill the first windows, where nothing was evaluated and the field is taken as zero.
     """
 
     carries_noise: ClassVar[bool]
+
+    @property
+    def opens(self) -> bool:
+        """Say whether first windows are full."""
+        ...
 
     def __call__(self, entering: Entering) -> Float[Tensor, "batch count dims"]:
         """Supply the states after nodes `end .. end + count - 1` of every sample."""

@@ -35,7 +35,7 @@ class Functions:
         """
         shape = guess.state if isinstance(guess, Hold) else None
         part, whole = partial(_advance, rules), partial(whole_round, rules, shape)
-        self.advance = part if options is None else _compile(part, options)
+        self.advance = part if options is None else _compile(part, {"dynamic": True, **options})
         self.whole: Callable[..., Whole] | None = None
         if takes(guess):
             self.whole = whole if options is None else _compile(whole, options)
@@ -81,7 +81,7 @@ _MADE: dict[Any, Functions] = {}
 
 
 def _compile(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
-    given = {"dynamic": True, "fullgraph": True, **options}
+    given = {"fullgraph": True, **options}
     skip = getattr(torch.compiler, "skip_guard_on_globals_unsafe", None)  # from torch 2.8 on
     if skip is not None and "mode" not in given:
         # This package's functions do not change, and sizes are checked once: checking both again at every call, and

@@ -26,6 +26,7 @@ class Copy:
     """Repeat the last known state, as ParaDiGMS does."""
 
     carries_noise: ClassVar[bool] = False
+    opens: ClassVar[bool] = True
 
     def __call__(self, entering: Entering) -> Float[Tensor, "batch count dims"]:
         """Return copies of the state at `end`."""
@@ -41,6 +42,7 @@ class Warm:
     """
 
     carries_noise: ClassVar[bool] = False
+    opens: ClassVar[bool] = True
     states: Tensor
 
     def __call__(self, entering: Entering) -> Float[Tensor, "batch count dims"]:

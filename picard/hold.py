@@ -34,6 +34,11 @@ class Hold:
     state: tuple[int, ...]
     eager: bool = field(default=False, kw_only=True)
 
+    @property
+    def opens(self) -> bool:
+        """Say whether first windows are full."""
+        return self.eager
+
     def __call__(self, entering: Entering) -> Float[Tensor, "batch count dims"]:
         """Return the held continuation."""
         tables, history = self.tables, entering.history

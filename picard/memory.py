@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,12 +35,21 @@ class RowLimit:
             problem: a problem; of another kind, a row of the same model needs other memory.
             x: rows of states, shape (rows, *state).
         """
-        self._known = _MOST.of(problem.callee)
-        kind = type(problem).__name__
-        self._key: Hashable = (kind, tuple(x.shape[1:]), x.dtype, x.device, torch.is_grad_enabled())
+        self._problem, self._x = problem, x
+
+    @cached_property
+    def _known(self) -> dict[Hashable, int]:
+        return _MOST.of(self._problem.callee)
+
+    @cached_property
+    def _key(self) -> Hashable:
+        x, kind = self._x, type(self._problem).__name__
+        return (kind, tuple(x.shape[1:]), x.dtype, x.device, torch.is_grad_enabled())
 
     def rows(self, wanted: int | None) -> int | None:
         """Return the rows a call may hold if so many are wanted; `None` means any number."""
+        if not _MOST:  # no model has ever run out of memory
+            return wanted
         known = self._known.get(self._key)
         return min((most for most in (known, wanted) if most is not None), default=None)
 

@@ -8,27 +8,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from picard.advance import Advance, Evaluated
 from picard.device import send
 from picard.engine import Outcome, Setup
-from picard.entering import Linearized, Places
+from picard.entering import Entering, Linearized, Places
+from picard.ring import Ring
+from picard.shapes import Float
 from picard.slide import slide
 from picard.whole import Whole
 from picard.window import Window
 
 
-def start(setup: Setup, window: Window) -> None:
-    """Open windows of more than their first node with guesses alone."""
+def open_windows(setup: Setup, x: Float[Tensor, "batch dims"], ring: Ring | None, slots: int) -> Window:
+    """Make the first windows: one node wide, or full of guesses if the guess can tell without a value of the field.
+
+    Args:
+        setup: the solve.
+        x: initial states.
+        ring: the noise, if the problem has any.
+        slots: slots for nodes, at least.
+    """
+    zeros, width = [0] * len(x), [1] * len(x)
+    if setup.window > 1 and setup.guess.opens:
+        most = [setup.window] * len(x)
+        width = most if setup.thinning is None else setup.thinning.slide(zeros, zeros, most)
+        width = [min(nodes, setup.plan.nodes) for nodes in width]
+    window = Window(setup.plan, x, ring, setup.window, width, max(slots, *width))
+    if max(width) == 1:
+        return window
     state = window.state
-    never = torch.zeros_like(state.begin)
-    values = torch.cat([state.past, state.values], 1)
-    field = Linearized(values, state.slope, None)
-    states = state.z[:, state.history + 1 :]
-    step = Advance(states, field, state.slope, state.slope[:, 0], never, never, state.known, state.age)
-    zeros, most = [0] * len(window.samples), window.limit
-    if setup.thinning is not None:
-        most = setup.thinning.slide(zeros, zeros, most)
-    move(setup, window, Outcome(Evaluated(state.argument, values), step, zeros, zeros, 0), zeros, zeros, most)
+    known, first = state.z[:, : state.history + 1], state.begin[:, None]
+    entering = Entering(
+        state.nodes,
+        state.history,
+        first,
+        first + state.history,
+        known,
+        Linearized(torch.cat([state.past, state.values], 1), state.slope, None),
+        None if ring is None else ring.at,
+        None,
+        None,
+        Places(zeros, zeros, zeros, width, window.samples),
+    )
+    window.state = state._replace(z=torch.cat([known, setup.guess(entering)], 1))
+    return window
 
 
 def move(

@@ -18,6 +18,10 @@ class PerModel(Generic[Value]):
     def __init__(self) -> None:
         self._of: WeakKeyDictionary[object, dict[Hashable, Value]] = WeakKeyDictionary()
 
+    def __len__(self) -> int:
+        """Count the models."""
+        return len(self._of)
+
     def of(self, model: object) -> dict[Hashable, Value]:
         """Return the values of a model; what is put into them lasts if the model can be referred to weakly."""
         try:

@@ -13,10 +13,8 @@ from picard.advance import Advance
 from picard.device import send
 from picard.engine import Outcome, Setup, call_model, run_rounds
 from picard.errors import NonFiniteError
-from picard.expected import Along
-from picard.hold import Hold
 from picard.memory import RowLimit
-from picard.move import move, only, start
+from picard.move import move, only, open_windows
 from picard.prepare import Prepared
 from picard.progress import Callback, Progress, RoundInfo
 from picard.propagate import finite
@@ -25,7 +23,6 @@ from picard.solution import Solution, Stats, Status
 from picard.thin import REACH
 from picard.tolerance import TotalVariation
 from picard.trajectory import Trajectory
-from picard.window import Window
 
 logger = logging.getLogger("picard")
 
@@ -54,15 +51,12 @@ class Run:
             reach = setup.window * (REACH if setup.thinning else 1 + setup.sync_every if whole else 1)
             ring = Ring(prepared.draw, batch, setup.plan.nodes, reach, setup.problem.noise_shape)
         start_states = x0.to(prepared.wide).flatten(1)
-        self.window = Window(setup.plan, start_states, ring, setup.window, setup.window if whole else 1)
+        self.window = open_windows(setup, start_states, ring, setup.window if whole else 1)
         self.reached = [0] * batch  # nodes accepted, per sample
         self.status = [Status.CONVERGED] * batch
         self.residual = torch.zeros(batch, dtype=prepared.wide, device=x0.device)
         self.rounds, self.evaluations, self.syncs = 0, evaluations, 0
         self.kept: list[int] | None = None  # rows of the last round's samples that go on, if others do not
-        guess = setup.guess
-        if setup.window > 1 and (isinstance(guess, Along) or not isinstance(guess, Hold) or guess.eager):
-            start(setup, self.window)
 
     def finish(self, bar: Progress, *, throw: bool) -> Solution:
         """Run round after round until every sample is through, or something ends the solve."""

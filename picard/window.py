@@ -79,21 +79,28 @@ class Window:
     """
 
     def __init__(
-        self, plan: Plan, x: Float[Tensor, "batch dims"], ring: Ring | None, limit: int, slots: int = 1
+        self,
+        plan: Plan,
+        x: Float[Tensor, "batch dims"],
+        ring: Ring | None,
+        limit: int,
+        width: Sequence[int],
+        slots: int,
     ) -> None:
-        """Start with one node a sample: the initial state.
+        """Start at the first node; states after the initial ones are zero.
 
         Args:
             plan: the plan.
             x: initial states.
             ring: the noise, if the problem has any.
             limit: most nodes a window may hold.
-            slots: slots for nodes; one is needed.
+            width: nodes every sample evaluates in the first round.
+            slots: slots for nodes, at least as many.
         """
         batch, dims = x.shape
         history = plan.order - 1
         self.samples = list(range(batch))
-        self.begin, self.width = [0] * batch, [1] * batch
+        self.begin, self.width = [0] * batch, list(width)
         self.limit = [limit] * batch
         self._total = plan.nodes
         self._index: Tensor | None = None
@@ -107,7 +114,7 @@ class Window:
         empty = nothing(wide, slots, dims)
         self.state = State(
             begin=nothing(torch.int64),
-            width=nothing(torch.int64) + 1,
+            width=send(self.width, x),
             z=torch.cat([nothing(wide, history, dims), x[:, None], empty], 1),
             past=nothing(wide, history, dims),
             argument=empty,
@@ -142,10 +149,7 @@ class Window:
         return self._rows[1]
 
     def move(self, state: State, index: Int[Tensor, "batch slots"] | None = None) -> None:
-        """Take on a new state, cut to the slots that are needed; `index` is that of its nodes, if it is known."""
-        if index is not None:  # a state with slots to spare
-            nodes = max(TINY, *self.width)
-            state, index = _cut(state, nodes), index[:, :nodes]
+        """Take on a new state; `index` is that of its nodes, if it is known."""
         self.state, self._index = state, index
 
     def draw(self, ahead: int = 0) -> None:
@@ -162,14 +166,3 @@ class Window:
         self.begin, self.width, self.limit = ([one[i] for i in rows] for one in (self.begin, self.width, self.limit))
         if self.ring is not None:
             self.ring.keep(rows)
-
-
-def _cut(state: State, nodes: int) -> State:
-    """Drop the last slots of all samples, down to so many nodes."""
-    if nodes >= state.nodes:
-        return state
-    kept = {"z": state.z[:, : state.history + nodes + 1]}
-    for name in ("argument", "values", "evaluated", "slope", "known", "age"):
-        kept[name] = getattr(state, name)[:, :nodes]
-    plain = torch.contiguous_format  # compiled rounds would be compiled again for other strides
-    return state._replace(**{name: part.clone(memory_format=plain) for name, part in kept.items()})
