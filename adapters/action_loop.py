@@ -146,16 +146,16 @@ class ActionLoop:
         """Draw the noise of every node, in the scheduler's order."""
         x = start.x
 
-        def draw(shape: torch.Size, generator: Generator | None) -> Tensor:
+        def drawer(shape: torch.Size, generator: Generator | None) -> Callable[[], Tensor]:
             device = x.device if generator is None else generator.device
-            return torch.randn(shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+            draw = functools.partial(torch.randn, shape, generator=generator, device=device, dtype=x.dtype)
+            return draw if device == x.device else lambda: draw().to(x.device)
 
-        def draw_all() -> Tensor:
-            if isinstance(start.generator, list):  # one a sample, as Diffusers has it
-                return torch.cat([draw(x[:1].shape, generator) for generator in start.generator])
-            return draw(x.shape, start.generator)
-
-        return [draw_all() if drawn else None for drawn in self.draws]
+        if isinstance(start.generator, list):  # one a sample, as Diffusers has it
+            each = [drawer(x[:1].shape, generator) for generator in start.generator]
+            return [torch.cat([draw() for draw in each]) if drawn else None for drawn in self.draws]
+        draw = drawer(x.shape, start.generator)
+        return [draw() if drawn else None for drawn in self.draws]
 
     def problem(
         self, start: Start, drawn: list[Tensor | None], model: Callable[..., Any], counts: tuple[int, ...] = ()

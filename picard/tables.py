@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from picard.permodel import PerModel
 from picard.plan import Plan
 from picard.shapes import Float, Int
 
@@ -51,8 +52,15 @@ class Tables:
 
     @classmethod
     def of(cls, plan: Plan, like: Tensor, time_dtype: torch.dtype) -> Tables:
-        """Move a plan to a tensor's device and dtype, each number rounded once."""
+        """Move a plan to a tensor's device and dtype, each number rounded once, and keep that while the plan lives."""
+        known, key = _MADE.of(plan), (like.dtype, like.device, time_dtype)
+        if key not in known:
+            with torch.inference_mode(mode=False):  # a later solve may need gradients
+                known[key] = cls._made(plan, like, time_dtype)
+        return known[key]
 
+    @classmethod
+    def _made(cls, plan: Plan, like: Tensor, time_dtype: torch.dtype) -> Tables:
         def move(value: Tensor) -> Tensor:
             return value.to(like.dtype).to(like.device)
 
@@ -82,6 +90,9 @@ class Tables:
         """Look up the coefficients of nodes."""
         yardstick, inputs = (None if one is None else one[index] for one in (self.yardstick, self.inputs))
         return Coefficients(self.a[index], self.b[index], self.c[index], self.factor[index], yardstick, inputs)
+
+
+_MADE: PerModel[Tables] = PerModel()
 
 
 def _inverse(values: Tensor, dtype: torch.dtype) -> Tensor:
