@@ -188,7 +188,8 @@ class Actions(Scheduled):
     Attributes:
         ready: the loop's plan.
         counts: numbers of rows a call may have, ascending; any if empty.
-        seen: where to note the data prediction last made at every node, shape (nodes, batch, *state), if anywhere.
+        seen: where to note the data prediction last made at every node that is evaluated, if anywhere, shape (nodes,
+            batch, *state).
     """
 
     ready: Ready = field(kw_only=True)

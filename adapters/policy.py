@@ -23,7 +23,7 @@ from .levels import hints_for
 from .loop_check import check_loop
 from .network import answered_by, is_compiled
 from .policy_options import PolicyOptions
-from .receding import PastPlan, check_shift
+from .receding import PastPlan, check_shift, filled
 from .replay import Replay
 from .standin import RandomState
 from .stats import Stats
@@ -149,15 +149,14 @@ class ParallelPolicy:
             counts = (min(batch, most), most)
         problem = loop.problem(start, drawn, network, counts)
         if options.warm_start is not None or self._early:
-            seen = torch.zeros(plan.nodes, *problem.x0.shape, dtype=problem.x0.dtype, device=problem.x0.device)
-            problem = replace(problem, seen=seen)
+            problem = replace(problem, seen=problem.x0.new_full((plan.nodes, *problem.x0.shape), torch.nan))
         solution = solve(
             problem,
             plan.nodes,
             method=loop.method,
             window=options.window,
             max_rows=options.max_rows,
-            tolerance=options.rule(plan, leading, prepared=self.prepared),
+            tolerance=options.rule(plan, leading, prepared=self.prepared, ahead=self._early),
             linearization=options.linearization,
             guess=guess,
             certify=options.certify,
@@ -165,7 +164,8 @@ class ParallelPolicy:
         )
         self.solution = problem.unscaled(solution)
         if problem.seen is not None:
-            found = PastPlan(problem.start.detach(), drawn, start.mask, problem.seen)
+            values = filled(problem.seen, guess.values if isinstance(guess, Expected) else None)
+            found = PastPlan(problem.start.detach(), drawn, start.mask, values)
             self._past, self._made = (self._past, found) if self._early else (found, None)
         cost = solution.stats
         stats = Stats("plan", cost.rounds, cost.evaluations, plan.nodes, batch, options.window)

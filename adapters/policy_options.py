@@ -19,7 +19,8 @@ _MODES = ("auto", "plan", "replay")
 _GUESSES = ("eager", "hold", "copy")
 _STOCHASTIC, _DETERMINISTIC = NoiseRatio(0.1), NoiseRatio(0.01)  # without noise of its own, a step forgets no error
 
-_PREPARED = 0.7  # of a bound: measured on trained policies, this makes the error of prepared plans that of others
+_PREPARED = 0.35  # of a bound: measured on trained policies, this makes the error of prepared plans that of others
+_LEEWAY = 0.25  # of tau: error that evaluations left out of prepared plans may add, measured as well
 
 
 @dataclass(frozen=True)
@@ -84,20 +85,25 @@ class PolicyOptions:
         }
         return next((name for name, given in chosen.items() if given), None)
 
-    def rule(self, plan: Plan, leading: int | None, *, prepared: bool = False) -> Tolerance:
+    def rule(self, plan: Plan, leading: int | None, *, prepared: bool = False, ahead: bool = False) -> Tolerance:
         """Return the rule for a plan.
 
         Args:
             plan: the plan.
             leading: how many numbers of a state count; all if `None`.
-            prepared: whether it starts from a plan made ahead, so that changes are small where errors are not yet.
+            prepared: whether it starts from a plan made ahead, so that changes are small where errors are not yet. It
+                may leave out evaluations that the plan ahead foretells.
+            ahead: whether it is made ahead itself, so that there is time, and what it finds is built upon.
         """
         given = self.tolerance
         if given is None and plan.yardstick is not None:
             given = _STOCHASTIC if bool((plan.c != 0).any()) else _DETERMINISTIC
         rule = resolve_tolerance(given, plan)
-        share = _PREPARED if prepared and not isinstance(rule, (FixedRounds, TotalVariation)) else 1.0
-        return rule if leading is None and share == 1 else Watched(rule, leading, share)
+        changes = (prepared or ahead) and not isinstance(rule, (FixedRounds, TotalVariation))
+        if leading is None and not changes:
+            return rule
+        leeway = _LEEWAY * rule.tau if prepared and not ahead and isinstance(rule, NoiseRatio) else 0.0
+        return Watched(rule, leading, _PREPARED if changes else 1.0, leeway)
 
 
 def _is_tolerance(value: Any) -> bool:

@@ -51,7 +51,8 @@ class PastPlan:
 
     def again(self, start: Start) -> Expected:
         """Expect the same data predictions again, except where the next plan knows the actions."""
-        return Expected(self.values if start.mask is None else self.values.masked_fill(start.mask, 0))
+        values = self.values if start.mask is None else self.values.masked_fill(start.mask, 0)
+        return Expected(values, same_noise=True)
 
     def expected(self, by: int, start: Start, *, same_noise: bool) -> Expected:
         """Expect the data predictions of the last plan, moved forward, except where the next plan knows the actions.
@@ -81,6 +82,22 @@ class PastPlan:
         return replace(start, x=x), [reuse(new, before) for new, before in zip(drawn, self.drawn, strict=True)]
 
 
+def filled(
+    seen: Float[Tensor, "nodes batch horizon actions"], expected: Float[Tensor, "nodes batch horizon actions"] | None
+) -> Float[Tensor, "nodes batch horizon actions"]:
+    """Fill in the data predictions of nodes left out, which are not numbers, as the solver took them to be.
+
+    Args:
+        seen: data predictions as evaluated, or not.
+        expected: those that were expected, along which the last one evaluated is moved on; it is held if `None`.
+    """
+    nodes = torch.arange(len(seen), device=seen.device)[:, None]
+    last = torch.where(seen.flatten(2).isnan().any(2), 0, nodes).cummax(0).values  # the first node never is left out
+    off = seen if expected is None else seen - expected
+    held = off[last, torch.arange(seen.shape[1], device=seen.device)]
+    return held if expected is None else expected + held
+
+
 def check_shift(by: int, horizon: int) -> None:
     """Check that something of the last plan is left after the actions executed since.
 
@@ -103,11 +120,13 @@ class Watched(Tolerance):
         rule: the rule.
         leading: how many numbers of a state it sees; all if `None`.
         share: what part of its bound a change may take up.
+        leeway: see `Tolerance`; the rule's own is not used.
     """
 
     rule: Tolerance
     leading: int | None
     share: float = 1.0
+    leeway: float = 0.0
 
     def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
         """Return the share of what the rule says."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,12 +25,15 @@ class Expected:
 
     Attributes:
         values: field value at every node, shape (nodes, batch, *state); for diffusion models data predictions.
+        same_noise: whether they were found with the noise of this solve, and move as it does. Then a tolerance with
+            leeway leaves out evaluations that are foretold by them, instead of those foretold by the noise.
 
     Raises:
         InvalidProblemError: if it has no such form.
     """
 
     values: Tensor
+    same_noise: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the form."""
@@ -48,7 +51,7 @@ class Expected:
         if tuple(self.values.shape) != wanted or not bool(torch.isfinite(self.values).all()):
             msg = f"expected values must be finite, of shape {wanted}, one a node; given {describe(self.values)}"
             raise InvalidProblemError(msg)
-        return Along(tables, tuple(x0.shape[1:]), self.values.to(x0.device, wide).flatten(2))
+        return Along(tables, tuple(x0.shape[1:]), self.values.to(x0.device, wide).flatten(2), self.same_noise)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +60,11 @@ class Along(Hold):
 
     Attributes:
         expected: shape (nodes, batch, dims).
+        same_noise: see `Expected`.
     """
 
     expected: Tensor
+    same_noise: bool
 
     @property
     def opens(self) -> bool:

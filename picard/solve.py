@@ -29,7 +29,7 @@ from picard.run import Run
 from picard.sde import SDE
 from picard.sequential import follow
 from picard.solution import Solution, Status
-from picard.thin import thinning
+from picard.thin_along import thinning
 from picard.tolerance import Tolerance, TotalVariation, resolve_tolerance
 from picard.trajectory import Trajectory
 

@@ -10,14 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from picard.device import send, take
-from picard.entering import Guess
 from picard.gaps import Chosen, Gaps
-from picard.hold import Hold
-from picard.linearize import Linearization, Secant
 from picard.plan import Plan
 from picard.propagate import squared
 from picard.shapes import Bool, Float
-from picard.tolerance import Tolerance
 
 REACH = 3  # a thinned window holds up to so many times the nodes it evaluates
 _FARTHEST = 16  # nodes from one evaluation to the next, at most
@@ -42,13 +38,16 @@ class Thinning:
         budget: error that all gaps together may add to the states, see `Gaps`.
         batch: number of samples.
         farthest: nodes from one evaluation to the next, at most.
+        unknown: spread before any was measured.
     """
 
-    def __init__(self, plan: Plan, budget: float, batch: int, farthest: int = _FARTHEST) -> None:
+    def __init__(
+        self, plan: Plan, budget: float, batch: int, farthest: int = _FARTHEST, unknown: float = _UNKNOWN
+    ) -> None:
         """Start with every sample at its first node."""
         self._gaps = Gaps(plan, budget, farthest)
         first, one = np.zeros((batch, 1), dtype=np.int64), np.ones((batch, 1), dtype=np.bool_)
-        self._chosen = self._gaps.link(first, one, one, np.full((batch, 1), _UNKNOWN))
+        self._chosen = self._gaps.link(first, one, one, np.full((batch, 1), unknown))
 
     @property
     def asked(self) -> NDArray[np.bool_]:
@@ -77,19 +76,32 @@ class Thinning:
         Returns:
             The field at all nodes, and the squared spread at every node, -1 where it is unknown.
         """
-        now = self._chosen
-        held = torch.from_numpy(np.stack([now.carried, now.added]))
-        source, (carried, added) = send(now.left, z), send(held.to(z.dtype), z)
-        base = take(values, source)
-        moved = z - carried[..., None] * take(z, source) - added[..., None] * base
-        predicted = base + slope[..., None] * moved
-        missed, distance = squared(values - predicted), squared(moved)
+        predicted, distance = self.predict(z, values, slope)
+        missed = squared(values - predicted)
         measured = (distance > 0) & torch.isfinite(missed) & torch.isfinite(distance)
         if asked is not None:
             measured = measured & asked
             values = torch.where(asked[..., None], values, predicted)
         square = missed / torch.where(measured, distance, 1)
         return values, torch.where(measured, square.clamp_max(torch.finfo(square.dtype).max), -1)
+
+    def predict(
+        self,
+        z: Float[Tensor, "batch nodes dims"],
+        values: Float[Tensor, "batch nodes dims"],
+        slope: Float[Tensor, "batch nodes"],
+    ) -> tuple[Float[Tensor, "batch nodes dims"], Float[Tensor, "batch nodes"]]:
+        """Predict the field at every node from the evaluated one before it; see `fill`.
+
+        Returns:
+            The predictions, and the squared distance that the noise has moved the state since.
+        """
+        now = self._chosen
+        held = torch.from_numpy(np.stack([now.carried, now.added]))
+        source, (carried, added) = send(now.left, z), send(held.to(z.dtype), z)
+        base = take(values, source)
+        moved = z - carried[..., None] * take(z, source) - added[..., None] * base
+        return base + slope[..., None] * moved, squared(moved)
 
     def check(self, squares: NDArray[np.float64]) -> NDArray[np.int64]:
         """Take in the squared spreads of a round, and ask for the nodes that they show to be needed.
@@ -149,17 +161,3 @@ def _faded(before: NDArray[np.float64], squares: NDArray[np.float64]) -> NDArray
     level = np.log2(np.maximum(squares, _LEAST)) / 2 + times
     level[:, 0] = np.maximum(level[:, 0], np.log2(before))
     return np.exp2(np.maximum.accumulate(level, 1) - times)
-
-
-def thinning(
-    plan: Plan, tolerance: Tolerance, linearization: Linearization, guess: Guess, batch: int
-) -> Thinning | None:
-    """Return what thins a solve's windows, or `None` where every node must be evaluated.
-
-    The tolerance says how much error it leaves for this. The prediction holds for samplers with noise in every step
-    but the last; it needs measured slopes, and new states that hold their noise.
-    """
-    budget = tolerance.leeway
-    stochastic = plan.order == 1 and plan.inputs is None and bool((plan.c[:-1] > 0).all()) and plan.nodes > 1
-    fits = isinstance(linearization, Secant) and isinstance(guess, Hold) and plan.yardstick is not None
-    return Thinning(plan, budget, batch) if budget > 0 and stochastic and fits else None

@@ -13,7 +13,7 @@ import torch
 import picard
 from examples.metaworld.methods import METHODS, parallel, planned_ahead, sequential
 from examples.metaworld.policy import load
-from examples.metaworld.problem import problem, recorded
+from examples.metaworld.problem import problem, recorded, recorded_early
 from examples.metaworld.tasks import TASKS
 from picard.adapters import parallelize, restore
 
@@ -74,25 +74,29 @@ def test_warm_start_costs() -> None:
 
 
 @each_task
+@pytest.mark.parametrize(("method", "most"), [("planned ahead", 0.8), ("planned ahead, foreseen", 0.5)])
 @torch.no_grad()
-def test_costs_after_planning_ahead(task: str) -> None:
-    """From an observation an eighth of the way back, taken by interpolation, most of the predictions are known."""
-    policy, (observations, episode) = load(task), recorded(task)
+def test_costs_after_planning_ahead(task: str, method: str, most: float) -> None:
+    """A control step early most of the predictions are known, and nearly all where the next observation is foreseen."""
+    policy, (*seen, episode) = load(task), recorded_early(task)
     later = [i for i in range(1, len(episode)) if episode[i] == episode[i - 1]][:PLANS]
-    now, last = (policy.condition(observations[[i - by for i in later]]) for by in (0, 1))
-    seeds, options = range(PLANS), METHODS["planned ahead"] or {}
-    found = planned_ahead(policy, options)(now, seeds, seeds, now.lerp(last, 1 / 8))
+    early, now = (policy.condition(one[later]) for one in seen)
+    seeds = range(PLANS)
+    found = planned_ahead(policy, METHODS[method] or {})(now, seeds, seeds, early)
     usual = parallel(policy, now, seeds, METHODS["default"] or {})
-    right = sequential(policy, now, seeds)
-    assert found.rounds.double().mean() <= 0.85 * usual.rounds.double().mean()
-    assert found.evaluations.double().mean() <= 0.85 * usual.evaluations.double().mean()
-    assert float((policy.actions(found.trajectories) - policy.actions(right.trajectories)).abs().median()) < 0.01
+    right = policy.actions(sequential(policy, now, seeds).trajectories)
+    assert found.rounds.double().mean() <= most * usual.rounds.double().mean()
+    assert found.evaluations.double().mean() <= most * usual.evaluations.double().mean()
+    off, usually_off = ((policy.actions(plans.trajectories) - right).abs() for plans in (found, usual))
+    assert float(off.median()) <= max(1e-3, 1.5 * float(usually_off.median()))
+    assert float(off.max()) <= 0.1
 
 
+@pytest.mark.parametrize("method", ["default", "warm start, window 40"])
 @torch.no_grad()
-def test_evaluated_method_is_the_parallel_policy() -> None:
+def test_evaluated_method_is_the_parallel_policy(method: str) -> None:
     """What is counted for many episodes at once is what `parallelize` makes of the same options, two plans in a row."""
-    policy, plain, options = load(TASKS[0]), load(TASKS[0]), METHODS["warm start, window 40"] or {}
+    policy, plain, options = load(TASKS[0]), load(TASKS[0]), METHODS[method] or {}
     parallelize(policy, **options)
     unknown, last = torch.zeros(1, 16, 4), None
     for i, condition in enumerate(plain.condition(recorded(TASKS[0])[0][:2])[:, None]):

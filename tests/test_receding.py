@@ -13,6 +13,7 @@ from torch import Tensor
 import picard
 from picard import FixedRounds
 from picard.adapters import parallelize, restore
+from picard.adapters.receding import filled
 from picard.tolerance import Candidates
 from tests import policy_doubles as double
 from tests.test_policies import build, scheduler
@@ -151,15 +152,29 @@ def test_planning_ahead_takes_fewer_rounds_and_starts_from_a_plan_ahead_itself()
 
 
 def test_a_prepared_plan_is_held_to_a_share_of_its_rule_unless_rounds_are_fixed() -> None:
-    for tolerance, share in ((0.2, 0.7), (FixedRounds(2), 1.0)):
+    for tolerance, share, leeway in ((0.2, 0.35, 0.05), (FixedRounds(2), 1.0, 0.0)):
         policy = prepared(tolerance=tolerance)
         options, plan = policy.picard.options, picard.integrators.DDPM().plan(picard.Schedule.cosine(40).levels(40))
         size = torch.linspace(0.1, 1, 39)[None]
         given = Candidates(size, size.long(), size)
         bound = options.rule(plan, None).bound(given)
-        assert torch.allclose(options.rule(plan, None, prepared=True).bound(given), share * bound)
+        for prepares, ahead_itself in ((True, False), (False, True), (True, True)):
+            rule = options.rule(plan, None, prepared=prepares, ahead=ahead_itself)
+            assert torch.allclose(rule.bound(given), share * bound)
+            assert rule.leeway == pytest.approx(0 if ahead_itself else leeway)
     ahead(policy)
     assert policy.picard.prepared
+
+
+def test_what_a_plan_left_out_is_filled_in_along_what_was_expected() -> None:
+    right = torch.randn(6, 2, 3, 1, generator=torch.Generator().manual_seed(0))
+    seen = right.clone()
+    seen[2, 0] = seen[3, 0] = seen[5, 1] = math.nan
+    held = filled(seen, None)
+    assert torch.equal(held[2:4, 0], right[1, 0].expand(2, 3, 1))
+    assert torch.equal(held[5, 1], right[4, 1])
+    assert torch.equal(held[~seen.isnan()], right[~seen.isnan()])
+    torch.testing.assert_close(filled(seen, right + 0.5), right)
 
 
 def test_a_plan_made_ahead_is_used_for_its_own_noise_and_form_only() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import picard
 from benchmarks.problems import benchmarks
@@ -68,6 +70,35 @@ def test_a_tight_tolerance_ends_at_the_sequential_sample() -> None:
     problem = ACT.problem(3)
     expected = picard.sequential(problem, STEPS, method="ddpm").final
     torch.testing.assert_close(solve(3, tolerance=1e-9).final, expected, rtol=1e-7, atol=1e-7)
+
+
+def foretold(problem: picard.Diffusion, off: float = 0.0) -> picard.Expected:
+    """The field along the sequential solution, all of it off by the same."""
+    values: list[Tensor] = []
+
+    def noted(x: Tensor, t: Tensor) -> Tensor:
+        values.append(denoiser.model(x, t))
+        return values[-1]
+
+    denoiser = problem.denoiser
+    picard.sequential(replace(problem, denoiser=replace(denoiser, model=noted)), STEPS, method="ddpm")
+    return picard.Expected(torch.stack(values) + off, same_noise=True)
+
+
+def test_what_expected_values_foretell_is_left_out_and_what_they_do_not_is_evaluated() -> None:
+    problem, counts = ACT.problem(4), []
+    with torch.no_grad():
+        right = picard.sequential(problem, STEPS, method="ddpm").final
+        known = foretold(problem)
+        wrong = replace(known, values=torch.randn(known.values.shape, generator=torch.Generator().manual_seed(0)))
+        for guess in (known, foretold(problem, off=0.3), wrong, replace(known, same_noise=False)):
+            solution = solve(4, tolerance=0.2, guess=guess)
+            counts.append(solution.stats.evaluations)
+            assert rms(solution.final - right) < 5e-3
+        assert solve(4, tolerance=0.1, guess=known).stats.evaluations >= STEPS, "without leeway all are evaluated"
+    assert max(counts[:2]) < 0.6 * STEPS
+    assert min(counts[2:]) > counts[0]
+    assert counts[2] > STEPS
 
 
 def test_accepted_states_depend_on_earlier_noise_only() -> None:

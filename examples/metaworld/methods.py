@@ -22,15 +22,18 @@ METHODS: Mapping[str, dict[str, Any] | None] = {
     "default, window 40": {"window": 40},
     "warm start": {"window": 20, **_EXECUTED},
     "warm start, window 40": {"window": 40, **_EXECUTED},
-    "planned ahead": {"window": 20, "actions": ACTION_STEPS, "ahead": True},
-    "planned ahead, window 40": {"window": 40, "actions": ACTION_STEPS, "ahead": True},
+    "planned ahead": {"window": 20, "actions": ACTION_STEPS, "ahead": "seen"},
+    "planned ahead, window 40": {"window": 40, "actions": ACTION_STEPS, "ahead": "seen"},
+    "planned ahead, foreseen": {"window": 20, "actions": ACTION_STEPS, "ahead": "foreseen"},
+    "planned ahead, foreseen, window 10": {"window": 10, "actions": ACTION_STEPS, "ahead": "foreseen"},
     "FixedRounds(2)": {"window": 20, "tolerance": picard.FixedRounds(2)},
     "FixedRounds(2), window 34": {"window": 34, "tolerance": picard.FixedRounds(2)},
     "FixedRounds(3), window 50": {"window": 50, "tolerance": picard.FixedRounds(3)},
 }
 """Options of `parallelize` by method; `None` is the policy's own loop. The preset and the default have a tau of 0.1.
 
-With `ahead`, every plan but the first is made once before, from the observation a step earlier.
+With `ahead`, every plan but the first is made once before: from the observation a step earlier as it was seen, or from
+the next one foreseen there, see `foreseen`.
 """
 
 
@@ -51,13 +54,13 @@ class Plans:
 
 @dataclass(frozen=True)
 class Leading(picard.NoiseRatio):
-    """The default rule, at the leading part of a plan.
+    """The default rule as `actions` has it: at the leading part of a plan, the same at all levels.
 
     Attributes:
         leading: how many numbers of the plan it sees.
     """
 
-    tapers: ClassVar[bool] = False  # as for the policies' own plans, which are read off a scheduler and have no levels
+    tapers: ClassVar[bool] = False
     leading: int = HORIZON * ACTION
 
     def watched(self, change: Tensor) -> Tensor:
@@ -110,7 +113,7 @@ def parallel(
         options: as in METHODS. `parallelize` makes the same of them, for one plan at a time and one generator in all.
         last: the last plans, for a warm start, shape (batch, HORIZON, 4).
     """
-    given, sources, counter = {"tolerance": Leading(), **options}, generators(seeds), Counter(len(condition))
+    given, sources, counter = dict(options), generators(seeds), Counter(len(condition))
     warm, executed = given.pop("warm_start", None), given.pop("actions", None)
     if executed is not None:
         given["tolerance"] = Leading(leading=(OBSERVATION_STEPS + executed) * ACTION)
@@ -132,6 +135,12 @@ def parallel(
     return Plans(solution.final, counter.rounds, counter.evaluations)
 
 
+def foreseen(condition: Tensor) -> Tensor:
+    """Foresee the condition a step later, shape (batch, OBSERVATION_STEPS * 21): everything moves on as it just did."""
+    before, now = condition.unflatten(1, (OBSERVATION_STEPS, -1)).unbind(1)
+    return torch.cat([now, 2 * now - before], 1)
+
+
 def planned_ahead(policy: DiffusionPolicy, options: Mapping[str, Any]) -> Sampler:
     """Make a sampler that has planned once before from earlier conditions; one plan at a time, as a robot would."""
     twin, unknown = copy(policy), torch.zeros(1, HORIZON, ACTION)
@@ -147,11 +156,12 @@ def planned_ahead(policy: DiffusionPolicy, options: Mapping[str, Any]) -> Sample
 
     def sample(condition: Tensor, seeds: Sequence[int], _: Sequence[int], early: Tensor | None) -> Plans:
         plans, cost = [], []
+        start = early if early is None or options["ahead"] == "seen" else foreseen(early)
         for i, seed in enumerate(seeds):
             handle.forget()
-            if early is not None:
+            if start is not None:
                 with handle.ahead():
-                    plan(early[i], seed)
+                    plan(start[i], seed)
             plans.append(plan(condition[i], seed))
             cost.append((handle.stats.rounds, handle.stats.evaluations))
         return Plans(torch.cat(plans), *torch.tensor(cost).unbind(1))

@@ -9,7 +9,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import picard
-from examples.metaworld.policy import ACTION, HORIZON, TRAIN_STEPS, WEIGHTS, DiffusionPolicy, load
+from examples.metaworld.policy import (
+    ACTION,
+    HORIZON,
+    OBSERVATION_STEPS,
+    TRAIN_STEPS,
+    WEIGHTS,
+    DiffusionPolicy,
+    load,
+)
 
 RECORDED = "observations.safetensors"
 
@@ -22,6 +30,17 @@ def recorded(task: str) -> tuple[Tensor, Tensor]:
     """
     held = load_file(WEIGHTS / RECORDED)
     return held[task], held[f"{task}/episode"]
+
+
+def recorded_early(task: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Load observations like those of `recorded`, in a recording of their own, and those a control step before them.
+
+    Returns:
+        The earlier observations and the observations, shape (64, OBSERVATION_STEPS, 21), and each one's episode.
+    """
+    held = load_file(WEIGHTS / RECORDED)
+    recent = held[f"{task}/recent"]
+    return recent[:, :OBSERVATION_STEPS], recent[:, -OBSERVATION_STEPS:], held[f"{task}/episode"]
 
 
 def denoiser(policy: DiffusionPolicy) -> picard.Denoiser:
