@@ -138,9 +138,10 @@ def test_planning_ahead_changes_the_way_and_not_the_actions(levels: str, warm: i
 def test_planning_ahead_takes_fewer_rounds_and_starts_from_a_plan_ahead_itself() -> None:
     policy = prepared(window=WINDOW)
     ahead(policy, early=False)
-    cold = policy.picard.stats.rounds
+    cold, evaluations = policy.picard.stats.rounds, policy.picard.stats.evaluations
     ahead(policy)
     assert policy.picard.stats.rounds < cold
+    assert policy.picard.stats.evaluations < evaluations
     torch.manual_seed(0)
     condition = torch.randn(1, double.SEEN * double.STATES)
     with torch.no_grad(), policy.picard.ahead():
@@ -164,6 +165,16 @@ def test_a_prepared_plan_is_held_to_a_share_of_its_rule_unless_rounds_are_fixed(
             assert rule.leeway == pytest.approx(0 if ahead_itself else leeway)
     ahead(policy)
     assert policy.picard.prepared
+
+
+def test_a_plan_that_left_evaluations_out_is_kept_whole_for_the_next_one() -> None:
+    policy, right = (prepared(warm_start=BY, fresh_noise=False, tolerance=tau) for tau in (1.0, 0.0))
+    for seed in range(3):
+        found, expected = ahead(policy, batch=2, seed=seed), ahead(right, batch=2, seed=seed, early=False)
+        assert policy.picard.prepared
+        assert policy.picard.stats.evaluations < 2 * 40
+        assert bool(torch.isfinite(policy.picard._past.values).all())
+        assert float((found - expected).abs().max()) < 0.2
 
 
 def test_what_a_plan_left_out_is_filled_in_along_what_was_expected() -> None:

@@ -25,7 +25,6 @@ METHODS: Mapping[str, dict[str, Any] | None] = {
     "planned ahead": {"window": 20, "actions": ACTION_STEPS, "ahead": "seen"},
     "planned ahead, window 40": {"window": 40, "actions": ACTION_STEPS, "ahead": "seen"},
     "planned ahead, foreseen": {"window": 20, "actions": ACTION_STEPS, "ahead": "foreseen"},
-    "planned ahead, foreseen, window 10": {"window": 10, "actions": ACTION_STEPS, "ahead": "foreseen"},
     "FixedRounds(2)": {"window": 20, "tolerance": picard.FixedRounds(2)},
     "FixedRounds(2), window 34": {"window": 34, "tolerance": picard.FixedRounds(2)},
     "FixedRounds(3), window 50": {"window": 50, "tolerance": picard.FixedRounds(3)},
