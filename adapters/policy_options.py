@@ -19,7 +19,8 @@ _MODES = ("auto", "plan", "replay")
 _GUESSES = ("eager", "hold", "copy")
 _STOCHASTIC, _DETERMINISTIC = NoiseRatio(0.1), NoiseRatio(0.01)  # without noise of its own, a step forgets no error
 
-_PREPARED = 0.35  # of a bound: measured on trained policies, this makes the error of prepared plans that of others
+# Of a bound, and in a state's first round: on trained policies, this makes the error of prepared plans that of others.
+_PREPARED, _FIRST = 0.6, 0.2
 _LEEWAY = 0.25  # of tau: error that evaluations left out of prepared plans may add, measured as well
 
 
@@ -103,7 +104,7 @@ class PolicyOptions:
         if leading is None and not changes:
             return rule
         leeway = _LEEWAY * rule.tau if prepared and not ahead and isinstance(rule, NoiseRatio) else 0.0
-        return Watched(rule, leading, _PREPARED if changes else 1.0, leeway)
+        return Watched(rule, leading, _PREPARED, _FIRST, leeway) if changes else Watched(rule, leading)
 
 
 def _is_tolerance(value: Any) -> bool:

@@ -120,17 +120,20 @@ class Watched(Tolerance):
         rule: the rule.
         leading: how many numbers of a state it sees; all if `None`.
         share: what part of its bound a change may take up.
+        first: the same for the change of a state in its first round, from the guess.
         leeway: see `Tolerance`; the rule's own is not used.
     """
 
     rule: Tolerance
     leading: int | None
     share: float = 1.0
+    first: float = 1.0
     leeway: float = 0.0
 
     def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
         """Return the share of what the rule says."""
-        return self.share * self.rule.bound(candidates)
+        bound = self.rule.bound(candidates)
+        return torch.where(candidates.age > 1, self.share * bound, self.first * bound)
 
     def watched(self, change: Float[Tensor, "batch nodes dims"]) -> Float[Tensor, "batch nodes watched"]:
         """Return the leading part."""
