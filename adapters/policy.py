@@ -64,7 +64,7 @@ class ParallelPolicy:
 
     @contextmanager
     def ahead(self) -> Iterator[None]:
-        """Plan while there is time, from an observation that is a little too early, to plan faster once it matters.
+        """Plan while there is time, from an observation too early or foreseen, to plan faster once it matters.
 
         What is sampled inside is not to be executed. Random numbers are put back at the end, so that the next plan
         draws the same noise; it starts from what the network made of it, and is the plan it would be otherwise, within

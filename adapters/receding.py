@@ -85,7 +85,7 @@ class PastPlan:
 def filled(
     seen: Float[Tensor, "nodes batch horizon actions"], expected: Float[Tensor, "nodes batch horizon actions"] | None
 ) -> Float[Tensor, "nodes batch horizon actions"]:
-    """Fill in the data predictions of nodes left out, which are not numbers, as the solver took them to be.
+    """Fill in the data predictions of nodes left out, which are not numbers.
 
     Args:
         seen: data predictions as evaluated, or not.
