@@ -159,8 +159,8 @@ def test_a_prepared_plan_is_held_to_a_share_of_its_rule_unless_rounds_are_fixed(
         policy = prepared(tolerance=tolerance)
         options, plan = policy.picard.options, picard.integrators.DDPM().plan(picard.Schedule.cosine(40).levels(40))
         size = torch.linspace(0.1, 1, 39)[None]
-        age = torch.arange(39)[None] % 4
-        given, share = Candidates(size, age, size), torch.where(age > 1, later, first)
+        given = Candidates(size, torch.arange(39)[None] % 4, size)
+        share = torch.where(given.age > 1, later, first)
         bound = options.rule(plan, None).bound(given)
         for prepares, ahead_itself in ((True, False), (False, True), (True, True)):
             rule = options.rule(plan, None, prepared=prepares, ahead=ahead_itself)
