@@ -23,7 +23,6 @@ METHODS: Mapping[str, dict[str, Any] | None] = {
     "warm start": {"window": 20, **_EXECUTED},
     "warm start, window 40": {"window": 40, **_EXECUTED},
     "planned ahead": {"window": 20, "actions": ACTION_STEPS, "ahead": "seen"},
-    "planned ahead, window 40": {"window": 40, "actions": ACTION_STEPS, "ahead": "seen"},
     "planned ahead, foreseen": {"window": 20, "actions": ACTION_STEPS, "ahead": "foreseen"},
     "FixedRounds(2)": {"window": 20, "tolerance": picard.FixedRounds(2)},
     "FixedRounds(2), window 34": {"window": 34, "tolerance": picard.FixedRounds(2)},
