@@ -52,11 +52,11 @@ class Setup:
         """How states are corrected and accepted."""
         return Rules(self.linearization, self.tolerance, self.problem.x0.dtype)
 
-    def asked(self, window: Window) -> NDArray[np.bool_]:
-        """Say which slots every sample of the window evaluates, shape (batch, nodes)."""
-        if self.thinning is None:
-            return np.arange(window.nodes) < np.array(window.width)[:, None]
-        return self.thinning.asked
+    def asked(self, window: Window) -> NDArray[np.bool_] | None:
+        """Say which slots every sample of the window evaluates, shape (batch, nodes); `None` if it is all of them."""
+        if self.thinning is not None:
+            return self.thinning.asked
+        return None if window.full else np.arange(window.nodes) < np.array(window.width)[:, None]
 
 
 class Outcome(NamedTuple):
@@ -95,11 +95,11 @@ def run_rounds(setup: Setup, window: Window, most: int | None) -> list[Outcome]:
     asked = setup.asked(window)
     for _ in range(rounds):
         found = _evaluate(setup, window, state, index, asked, noisy=False)
-        plain = found._replace(asked=None)  # follows from the widths
+        plain = found if asked is None else found._replace(asked=None)  # follows from the widths
         step = whole(setup.tables, state, limit, plain, ring, most=setup.window)
-        steps.append((found, step, int(asked.sum())))
+        steps.append((found, step, index.numel() if asked is None else int(asked.sum())))
         state, index, limit = step.state, step.nodes, step.limit
-        asked = np.ones_like(asked)  # how many of them count is not known here
+        asked = None  # how many of them count is not known here
     counts = [step.counts for _, step, _ in steps]
     read = [counts[0].tolist()] if rounds == 1 else torch.stack(counts).tolist()  # the one wait
     outcomes = []
@@ -112,7 +112,8 @@ def run_rounds(setup: Setup, window: Window, most: int | None) -> list[Outcome]:
 def _round(setup: Setup, window: Window) -> Outcome:
     """Evaluate the window in one model call, propagate, and find what can be accepted."""
     index, functions, asked = window.index(), setup.functions, setup.asked(window)
-    rows = int(asked.sum()) + (0 if setup.certifier is None else setup.certifier.claims)
+    rows = index.numel() if asked is None else int(asked.sum())
+    rows += 0 if setup.certifier is None else setup.certifier.claims
     found = _evaluate(setup, window, window.state, index, asked)
     aside = None
     if setup.certifier is not None or setup.thinning is not None:
@@ -145,11 +146,11 @@ def _evaluate(
     window: Window,
     state: State,
     index: Int[Tensor, "batch nodes"],
-    asked: NDArray[np.bool_],
+    asked: NDArray[np.bool_] | None,
     *,
     noisy: bool = True,
 ) -> Evaluated:
-    """Call the model on the slots of every window that are `asked`; `index` names their nodes.
+    """Call the model on the slots of every window that are `asked`, or all; `index` names their nodes.
 
     States that wait for their certificate are evaluated in the same call. Noise that enters the states directly is
     looked up only if `noisy`.
@@ -159,10 +160,12 @@ def _evaluate(
     given = argument(inputs, state.z[:, : state.history + nodes], state.history)
     z, sample = given.flatten(0, 1), window.sample()
     node, place, among = index.flatten(), None, None
-    if not asked.all():
+    each: object = nodes
+    if asked is not None and not asked.all():
+        each = tuple(asked.sum(1).tolist())
         place, among = send(np.flatnonzero(asked), z), send(asked, z)
         z, node, sample = z[place], node[place], sample[place]
-    count, arrangement = len(z), (tuple(window.samples), tuple(asked.sum(1).tolist()))
+    count, arrangement = len(z), (tuple(window.samples), each)
     certifier = setup.certifier
     if certifier is None or certifier.claim is None:
         value, diffusion = call_model(setup, z, node, sample, arrangement)
