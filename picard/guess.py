@@ -26,7 +26,11 @@ class Copy:
     """Repeat the last known state, as ParaDiGMS does."""
 
     carries_noise: ClassVar[bool] = False
-    opens: ClassVar[bool] = True
+
+    @property
+    def opens(self) -> bool:
+        """Say that first windows are full."""
+        return True
 
     def __call__(self, entering: Entering) -> Float[Tensor, "batch count dims"]:
         """Return copies of the state at `end`."""
@@ -42,8 +46,12 @@ class Warm:
     """
 
     carries_noise: ClassVar[bool] = False
-    opens: ClassVar[bool] = True
     states: Tensor
+
+    @property
+    def opens(self) -> bool:
+        """Say that first windows are full."""
+        return True
 
     def __call__(self, entering: Entering) -> Float[Tensor, "batch count dims"]:
         """Return the trajectory's states."""
