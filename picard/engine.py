@@ -26,7 +26,9 @@ from picard.tables import Tables
 from picard.thin import Thinning
 from picard.tolerance import Tolerance
 from picard.whole import Whole
-from picard.window import TINY, State, Window
+from picard.window import State, Window
+
+_TINY = 4  # slots that a compiled round has at least: for one or two, compilers make other code
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +56,9 @@ class Setup:
 
     def asked(self, window: Window) -> NDArray[np.bool_] | None:
         """Say which slots every sample of the window evaluates, shape (batch, nodes); `None` if it is all of them."""
-        if self.thinning is not None:
-            return self.thinning.asked
-        return None if window.full else np.arange(window.nodes) < np.array(window.width)[:, None]
+        if self.thinning is None:
+            return None if window.full else np.arange(window.nodes) < np.array(window.width)[:, None]
+        return None if self.thinning.asked.all() else self.thinning.asked
 
 
 class Outcome(NamedTuple):
@@ -86,7 +88,7 @@ def run_rounds(setup: Setup, window: Window, most: int | None) -> list[Outcome]:
         most: rounds left.
     """
     whole = None if setup.functions is None else setup.functions.whole
-    if whole is None or not _fits(setup, window):
+    if whole is None or setup.window < _TINY:
         return [_round(setup, window)]
     rounds = setup.sync_every if most is None else min(setup.sync_every, most)
     window.draw(rounds * window.nodes)
@@ -97,7 +99,7 @@ def run_rounds(setup: Setup, window: Window, most: int | None) -> list[Outcome]:
         found = _evaluate(setup, window, state, index, asked, noisy=False)
         plain = found if asked is None else found._replace(asked=None)  # follows from the widths
         step = whole(setup.tables, state, limit, plain, ring, most=setup.window)
-        steps.append((found, step, index.numel() if asked is None else int(asked.sum())))
+        steps.append((found, step, _rows(index, asked)))
         state, index, limit = step.state, step.nodes, step.limit
         asked = None  # how many of them count is not known here
     counts = [step.counts for _, step, _ in steps]
@@ -112,15 +114,14 @@ def run_rounds(setup: Setup, window: Window, most: int | None) -> list[Outcome]:
 def _round(setup: Setup, window: Window) -> Outcome:
     """Evaluate the window in one model call, propagate, and find what can be accepted."""
     index, functions, asked = window.index(), setup.functions, setup.asked(window)
-    rows = index.numel() if asked is None else int(asked.sum())
-    rows += 0 if setup.certifier is None else setup.certifier.claims
+    rows = _rows(index, asked) + (0 if setup.certifier is None else setup.certifier.claims)
     found = _evaluate(setup, window, window.state, index, asked)
     aside = None
     if setup.certifier is not None or setup.thinning is not None:
         carries = setup.guess.carries_noise
         aside = Aside(window, index, setup.thinning, setup.certifier, setup.tolerance, carries)
     at = setup.tables.at(index)
-    if functions is None or functions.whole is not None or window.nodes < TINY:
+    if functions is None or functions.whole is not None or window.nodes < _TINY:
         step = advance(setup.rules, at, window.state, found, full=window.full, aside=aside)
     else:
         step = functions.advance(at, window.state, found._replace(asked=None))
@@ -135,10 +136,9 @@ def _round(setup: Setup, window: Window) -> Outcome:
     return Outcome(found, step, stride, usable, rows)
 
 
-def _fits(setup: Setup, window: Window) -> bool:
-    """Say whether a round can slide on by itself: no window will need more slots than there are."""
-    left = setup.plan.nodes - min(window.begin)
-    return TINY <= window.nodes >= min(setup.window, left)
+def _rows(index: Int[Tensor, "batch nodes"], asked: NDArray[np.bool_] | None) -> int:
+    """Count the slots that are asked for."""
+    return index.numel() if asked is None else int(asked.sum())
 
 
 def _evaluate(
@@ -161,7 +161,7 @@ def _evaluate(
     z, sample = given.flatten(0, 1), window.sample()
     node, place, among = index.flatten(), None, None
     each: object = nodes
-    if asked is not None and not asked.all():
+    if asked is not None:
         each = tuple(asked.sum(1).tolist())
         place, among = send(np.flatnonzero(asked), z), send(asked, z)
         z, node, sample = z[place], node[place], sample[place]

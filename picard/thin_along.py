@@ -54,14 +54,11 @@ class ThinningAlong(Thinning):
     ) -> tuple[Float[Tensor, "batch nodes dims"], Float[Tensor, "batch nodes"]]:
         """Move along the expected values from the evaluated node before."""
         now = self._chosen
-        node = now.first + np.arange(now.asked.shape[1])
-        since = values.shape[2] * (
-            self._variance[np.minimum(node, len(self._variance) - 1)] - self._variance[now.first + now.left]
-        )
-        expected = take(self._expected, send(np.minimum(node, self._expected.shape[1] - 1), values))
-        return expected + take(values - expected, send(now.left, values)), send(
-            torch.from_numpy(since).to(values.dtype), values
-        )
+        node = np.minimum(now.first + np.arange(now.asked.shape[1]), self._expected.shape[1] - 1)
+        since = torch.from_numpy(self._variance[node] - self._variance[now.first + now.left])
+        expected = take(self._expected, send(node, values))
+        predicted = expected + take(values - expected, send(now.left, values))
+        return predicted, values.shape[2] * send(since.to(values.dtype), values)
 
 
 def thinning(

@@ -14,8 +14,6 @@ from picard.plan import Plan
 from picard.ring import Ring
 from picard.shapes import Bool, Float, Int
 
-TINY = 4  # slots that a compiled round has at least: for one or two, compilers make other code
-
 
 class State(NamedTuple):
     """The nodes in flight, as the device knows them; every tensor leads with the unfinished samples.
