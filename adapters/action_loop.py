@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from picard.noise import Noise
 from picard.plan import Plan
 from picard.rows import Rows
 
+from .conversion import FromOutput
 from .course import Course, sort_options, takes_generator
 from .diffusers import Indexed, Scheduled, unwrap
 from .network import answered_by, call_padded
@@ -196,23 +197,33 @@ class Actions(Scheduled):
     counts: tuple[int, ...] = field(default=(), kw_only=True)
     seen: Tensor | None = field(default=None, kw_only=True)
 
+    @property
+    def conversion(self) -> FromOutput | None:
+        """That of the trace, where the field is nothing else."""
+        return super().conversion if self.seen is None and self.cond["mask"] is None else None
+
     def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Evaluate the data prediction where the state is free."""
         held = rows.cond.tensors()
-        mask = held["mask"]
-        x = rows.x if mask is None else torch.where(mask, held["known"].to(rows.x), rows.x)
-        t = self._timesteps[rows.t]  # type: ignore[attr-defined]  # set in __post_init__
-        given = x.to(self.start.dtype)
-        if self.counts:
-            output = call_padded(self.model, self.counts, given, t, held["args"], held["kwargs"])
-        else:
-            output = self.model(given, t, *held["args"], **held["kwargs"])
-        data = self.data(x, unwrap(output).to(x.dtype), rows.t)
+        output, mask = self.output(replace(rows, t=self.clock[rows.t])), held["mask"]
+        data = self.data(rows.x, output, rows.t)
         if mask is not None:
             data = data.masked_fill(mask, 0)
         if self.seen is not None:
             self.seen[rows.t, held["sample"]] = data.detach()
         return data, None
+
+    def output(self, rows: Rows) -> Tensor:
+        """Evaluate the network, which sees the known actions."""
+        held = rows.cond.tensors()
+        mask = held["mask"]
+        x = rows.x if mask is None else torch.where(mask, held["known"].to(rows.x), rows.x)
+        given = x.to(self.start.dtype)
+        if self.counts:
+            output = call_padded(self.model, self.counts, given, rows.t, held["args"], held["kwargs"])
+        else:
+            output = self.model(given, rows.t, *held["args"], **held["kwargs"])
+        return unwrap(output).to(x.dtype)
 
 
 def projected(start: Start, free: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from picard.sequential import sequential
 from picard.solution import Solution
 from picard.solve import solve
 
+from .conversion import FromOutput
 from .course import Course, sort_options, takes_generator
 from .probe import advance, model_input
 from .trace import Trace, trace_loop
@@ -127,8 +128,9 @@ class Scheduled(Problem):
         device, found = self.start.device, self.trace
         object.__setattr__(self, "x0", self.start.to(wide) * float(found.scale[0]))
         numbers = torch.stack([found.u, found.w, *found.shares.unbind(1)], 1).to(device, wide)
-        object.__setattr__(self, "_numbers", numbers.reshape(*numbers.shape, *[1] * (self.start.ndim - 1)))
-        object.__setattr__(self, "_all_clipped", bool((found.shares == torch.tensor([0.0, 1.0])).all()))
+        object.__setattr__(self, "_numbers", numbers)
+        every = bool((found.shares == torch.tensor([0.0, 1.0])).all())
+        object.__setattr__(self, "_from_output", FromOutput(found.clip, every))
         object.__setattr__(self, "_timesteps", found.timesteps.to(device))
 
     @property
@@ -151,27 +153,41 @@ class Scheduled(Problem):
         """Return int64: time is the index of the node."""
         return torch.int64
 
+    @property
+    def conversion(self) -> FromOutput | None:
+        """That of the trace, if it clips as others do, or not at all."""
+        found: FromOutput = self._from_output  # type: ignore[attr-defined]  # set in __post_init__
+        return found if found.comparable else None
+
+    @property
+    def numbers(self) -> Tensor:
+        """Weights of input and output in the data prediction, and its shares, shape (nodes, 4)."""
+        return self._numbers  # type: ignore[attr-defined]  # set in __post_init__
+
+    @property
+    def clock(self) -> Tensor:
+        """What the model is given as time at every node."""
+        return self._timesteps  # type: ignore[attr-defined]  # set in __post_init__
+
     def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Evaluate the data prediction."""
-        t = self._timesteps[rows.t]  # type: ignore[attr-defined]  # set in __post_init__
-        output = unwrap(self.model(rows.x.to(self.start.dtype), t, **rows.cond.tensors()))
+        return self.data(rows.x, self.output(replace(rows, t=self.clock[rows.t])), rows.t), None
+
+    def output(self, rows: Rows) -> Tensor:
+        """Evaluate the model."""
+        output = unwrap(self.model(rows.x.to(self.start.dtype), rows.t, **rows.cond.tensors()))
         if output.shape != rows.x.shape:
             msg = (
                 f"the model must return a tensor shaped as its input {tuple(rows.x.shape)}; it returned "
                 f"{describe(output)}: drop learned variance channels in a small wrapper"
             )
             raise InvalidProblemError(msg)
-        return self.data(rows.x, output.to(rows.x.dtype), rows.t), None
+        return output.to(rows.x.dtype)
 
     def data(self, y: Tensor, output: Tensor, node: Tensor) -> Tensor:
         """Predict the data from the model's input and output, clipped as the scheduler does."""
-        u, w, plain, clipped = self._numbers[node].unbind(1)  # type: ignore[attr-defined]  # set in __post_init__
-        data, clip = (u * y).addcmul_(w, output), self.trace.clip
-        if clip is None:
-            return data
-        if self._all_clipped:  # type: ignore[attr-defined]  # set in __post_init__
-            return clip(data)
-        return plain * data + clipped * clip(data)
+        found: FromOutput = self._from_output  # type: ignore[attr-defined]  # set in __post_init__
+        return found(y, output, node, None, self.numbers)
 
     def unscaled(self, solution: Solution) -> Solution:
         """Turn a solution's states back into the scheduler's, and its times into those of the model."""

@@ -18,6 +18,27 @@ Clip = Callable[[Tensor], Tensor]
 _NOTHING = 1e-12
 
 
+@dataclass(frozen=True)
+class Clamp:
+    """Clipping between bounds.
+
+    Attributes:
+        low: lower bound, if any.
+        high: upper bound, if any.
+    """
+
+    low: Any
+    high: Any
+
+    def __call__(self, data: Tensor) -> Tensor:
+        """Clip."""
+        return torch.clamp(data, self.low, self.high)
+
+
+def _clamp(min: Any = None, max: Any = None) -> Clamp:  # noqa: A002  # PyTorch's names
+    return Clamp(min, max)
+
+
 class Tap(TorchFunctionMode):
     """Runs a scheduler on probes: noise and clipping are replaced, and probes stay in float64.
 
@@ -39,7 +60,7 @@ class Tap(TorchFunctionMode):
             return self.draw()
         if args and isinstance(args[0], Tensor) and args[0].shape == self.shape:
             if func in (Tensor.clamp, torch.clamp, Tensor.clip, torch.clip):
-                return self.clip(args[0], lambda data: func(data, *args[1:], **kwargs))
+                return self.clip(args[0], _clamp(*args[1:], **kwargs))
             result = func(*args, **kwargs)
             narrowed = isinstance(result, Tensor) and result.is_floating_point() and result.dtype != torch.float64
             return args[0] if narrowed and func in (Tensor.to, Tensor.float, Tensor.type) else result

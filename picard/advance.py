@@ -16,8 +16,9 @@ from picard.aside import Aside
 from picard.entering import Linearized
 from picard.linearize import Evidence, Linearization
 from picard.propagate import argument, correct, finite, largest, rms, squared, step_map, weights
+from picard.rows import kicked
 from picard.shapes import Bool, Float, Int
-from picard.tables import Coefficients
+from picard.tables import Coefficients, Tables
 from picard.tolerance import Candidates, Tolerance
 from picard.window import State
 
@@ -58,6 +59,41 @@ class Evaluated(NamedTuple):
     diffusion: Tensor | None = None
     kick: Tensor | None = None
 
+    @staticmethod
+    def of(
+        argument: Float[Tensor, "batch nodes dims"],
+        field: Float[Tensor, "batch nodes *state"],
+        diffusion: Tensor | None,
+        noise: Tensor | None,
+        tables: Tables,
+        index: Int[Tensor, "batch nodes"],
+        past: Float[Tensor, "batch history dims"],
+        asked: Bool[Tensor, "batch nodes"] | None,
+    ) -> Evaluated:
+        """Put together what the model returned, the noise and the history.
+
+        Args:
+            argument: see above.
+            field: the model's values.
+            diffusion: diffusion, if noise enters through the field.
+            noise: noise of every node, if there is any.
+            tables: the plan's coefficients.
+            index: the nodes.
+            past: field values of the history.
+            asked: see above.
+        """
+        kick = None
+        if diffusion is not None and noise is not None:
+            scale = tables.kick[index].reshape(*index.shape, *[1] * (noise.ndim - 2))
+            drift, field = field, kicked(field, diffusion, scale * noise)
+            kick, noise = (field - drift).flatten(2), None
+        else:
+            diffusion = None
+        values = field.flatten(2)
+        if past.shape[1]:
+            values = torch.cat([past, values], 1)
+        return Evaluated(argument, values, None if noise is None else noise.flatten(2), asked, diffusion, kick)
+
 
 class Advance(NamedTuple):
     """What a round found, for every unfinished sample.
@@ -81,6 +117,11 @@ class Advance(NamedTuple):
     usable: Int[Tensor, " batch"]
     known: Bool[Tensor, "batch nodes"]
     age: Int[Tensor, "batch nodes"]
+
+    def read(self) -> Float[Tensor, "batch 3"]:
+        """Return what the host reads: nodes accepted, leading nodes whose new state is finite, and the residual."""
+        kind = self.residual.dtype  # counts of nodes are exact in it
+        return torch.stack([self.stride.to(kind), self.usable.to(kind), self.residual], 1)
 
 
 def advance(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from picard.convert import FromPrediction, Prediction
 from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
 from picard.schedule import Schedule
 from picard.shapes import Float
 
-Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
 _PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow")
 
 
@@ -120,33 +120,22 @@ class Denoiser:
             )
             raise NotSupportedError(msg)
 
-    def data(
-        self,
-        x: Float[Tensor, "rows *state"],
-        t: Tensor,
-        scales: Float[Tensor, "rows 2"],
-        cond: Mapping[str, Any],
+    @property
+    def conversion(self) -> FromPrediction:
+        """How the clean data follows from an output."""
+        return FromPrediction(self.prediction, self.clip)
+
+    def output(
+        self, x: Float[Tensor, "rows *state"], t: Tensor, cond: Mapping[str, Any]
     ) -> Float[Tensor, "rows *state"]:
-        """Predict the clean data.
+        """Return the network's output, guided.
 
         Args:
             x: noisy states.
             t: model times.
-            scales: alpha and sigma of every row.
             cond: the network's keyword arguments, repeated per row; with guidance, those of the unconditional half
                 in front, see `double`.
-
-        Returns:
-            The data prediction, with the dtype of `x`.
         """
-        output = self._guided(x, t, cond)
-        wide = scales.reshape(*scales.shape, *[1] * (x.ndim - 1)).to(torch.promote_types(x.dtype, torch.float32))
-        data = self._convert(x, output, wide[:, 0], wide[:, 1]).to(x.dtype)
-        if callable(self.clip):
-            return self.clip(data)
-        return data if self.clip is None else data.clamp(-self.clip, self.clip)
-
-    def _guided(self, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
         if self.guidance is None:
             return self._call(x, t, cond)
         halves = self._call(torch.cat([x, x]), torch.cat([t, t]), cond).chunk(2)
@@ -162,15 +151,6 @@ class Denoiser:
             )
             raise InvalidProblemError(msg)
         return output
-
-    def _convert(self, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        if self.prediction == "sample":
-            return output
-        if self.prediction == "epsilon":
-            return (x - sigma * output) / alpha
-        if self.prediction == "v_prediction":
-            return alpha * x - sigma * output
-        return (x - sigma * output) / (alpha + sigma)
 
 
 def double(uncond: Any, cond: Any, original: Any, batch: int) -> Any:

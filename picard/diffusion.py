@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.convert import FromPrediction
 from picard.denoiser import Denoiser, double
 from picard.errors import InvalidGridError, InvalidProblemError, describe
 from picard.grid import Levels
@@ -86,17 +87,22 @@ class Diffusion(Problem):
         """Return the network's keyword arguments for both halves of guidance."""
         return {"cond": self.cond, "uncond": self._uncond()} if self.cond else {}
 
+    @property
+    def conversion(self) -> FromPrediction | None:
+        """The denoiser's, unless it clips in a way of its own."""
+        return None if callable(self.denoiser.clip) else self.denoiser.conversion
+
     def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Evaluate the data prediction."""
+        return self.denoiser.conversion(rows.x, self.output(rows), rows.t, rows.scales), None
+
+    def output(self, rows: Rows) -> Tensor:
+        """Evaluate the network."""
         both = rows.cond.tensors()
-        if rows.scales is None:
-            msg = "a diffusion method's plan must carry `scales`, the alpha and sigma of every node"
-            raise InvalidProblemError(msg)
         cond = both.get("cond", {})
         if self.denoiser.guidance is not None:
             cond = double(both.get("uncond", {}), cond, self.cond, len(self.x_T))
-        data = self.denoiser.data(rows.x, rows.t, rows.scales, cond)
-        return data, None
+        return self.denoiser.output(rows.x, rows.t, cond)
 
     def _uncond(self) -> Mapping[str, Any]:
         guidance = self.denoiser.guidance

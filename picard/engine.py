@@ -16,19 +16,20 @@ from picard.certify import Certifier
 from picard.device import fetch, send
 from picard.entering import Guess
 from picard.functions import Functions
+from picard.hold import Hold
 from picard.linearize import Linearization
 from picard.plan import Plan
 from picard.problem import Problem
-from picard.propagate import argument
-from picard.rows import Conditioning, Rows, evaluate, kicked
+from picard.propagate import argument, finite
+from picard.rows import Conditioning, Rows, evaluate
 from picard.shapes import Float, Int
 from picard.tables import Tables
 from picard.thin import Thinning
 from picard.tolerance import Tolerance
-from picard.whole import Whole
-from picard.window import State, Window
+from picard.whole import Form, Whole
+from picard.window import Asks, State, Window
 
-_TINY = 4  # slots that a compiled round has at least: for one or two, compilers make other code
+TINY = 4  # slots that a compiled round has at least: for one or two, compilers make other code
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,14 @@ class Setup:
         """How states are corrected and accepted."""
         return Rules(self.linearization, self.tolerance, self.problem.x0.dtype)
 
+    @property
+    def form(self) -> Form:
+        """What the code of a whole round depends on."""
+        x0 = self.problem.x0
+        wide = x0.dtype == self.tables.a.dtype  # in half precision, a field is rounded like its states
+        convert = self.problem.conversion if wide else None
+        return Form(self.rules, tuple(x0.shape[1:]), isinstance(self.guess, Hold), convert)
+
     def asked(self, window: Window) -> NDArray[np.bool_] | None:
         """Say which slots every sample of the window evaluates, shape (batch, nodes); `None` if it is all of them."""
         if self.thinning is None:
@@ -65,78 +74,62 @@ class Outcome(NamedTuple):
     """What a round found.
 
     Attributes:
-        found: the field at the nodes of the windows.
+        found: the field at the nodes of the windows; `None` if the round has slid them on.
         step: new states, and the windows slid on already if the round did that too.
         stride: nodes accepted, of every unfinished sample.
         usable: leading nodes whose new state is finite.
+        residual: largest change that passed the test.
         rows: rows evaluated.
+        asks: what the network is asked next, if the round has slid the windows on.
     """
 
-    found: Evaluated
+    found: Evaluated | None
     step: Advance | Whole
     stride: list[int]
     usable: list[int]
+    residual: list[float]
     rows: int
+    asks: Asks | None = None
+
+    @staticmethod
+    def of(
+        found: Evaluated | None, step: Advance | Whole, read: list[list[float]], rows: int, asks: Asks | None = None
+    ) -> Outcome:
+        """Put together what a round found; `read` is what the host has read of it, see `Advance.read`."""
+        stride, usable = ([int(one[place]) for one in read] for place in range(2))
+        return Outcome(found, step, stride, usable, [one[2] for one in read], rows, asks)
+
+    def sound(self, sample: int) -> bool:
+        """Say whether the field of one of the samples is finite at its first node."""
+        if self.found is None:
+            return bool(self.step.sound[sample])  # type: ignore[union-attr]  # a whole round
+        history = self.found.values.shape[1] - self.found.argument.shape[1]
+        return bool(finite(self.found.values[sample, history]).all())
 
 
-def run_rounds(setup: Setup, window: Window, most: int | None) -> list[Outcome]:
-    """Run a round, or several if the device decides how the windows slide; the host waits once.
-
-    Args:
-        setup: the solve.
-        window: the windows; they stay as they are.
-        most: rounds left.
-    """
-    whole = None if setup.functions is None else setup.functions.whole
-    if whole is None or setup.window < _TINY:
-        return [_round(setup, window)]
-    rounds = setup.sync_every if most is None else min(setup.sync_every, most)
-    window.draw(rounds * window.nodes)
-    state, index, steps = window.state, window.index(), list[tuple[Evaluated, Whole, int]]()
-    limit, ring = send(window.limit, index), None if window.ring is None else window.ring.noise
-    asked = setup.asked(window)
-    for _ in range(rounds):
-        found = _evaluate(setup, window, state, index, asked, noisy=False)
-        plain = found if asked is None else found._replace(asked=None)  # follows from the widths
-        step = whole(setup.tables, state, limit, plain, ring, most=setup.window)
-        steps.append((found, step, _rows(index, asked)))
-        state, index, limit = step.state, step.nodes, step.limit
-        asked = None  # how many of them count is not known here
-    counts = [step.counts for _, step, _ in steps]
-    read = [counts[0].tolist()] if rounds == 1 else torch.stack(counts).tolist()  # the one wait
-    outcomes = []
-    for (found, step, evaluated), counted in zip(steps, read, strict=True):
-        stride, usable = ([one[place] for one in counted] for place in range(2))
-        outcomes.append(Outcome(found, step, stride, usable, evaluated))
-    return outcomes
-
-
-def _round(setup: Setup, window: Window) -> Outcome:
+def run_round(setup: Setup, window: Window) -> Outcome:
     """Evaluate the window in one model call, propagate, and find what can be accepted."""
     index, functions, asked = window.index(), setup.functions, setup.asked(window)
-    rows = _rows(index, asked) + (0 if setup.certifier is None else setup.certifier.claims)
+    rows = rows_of(index, asked) + (0 if setup.certifier is None else setup.certifier.claims)
     found = _evaluate(setup, window, window.state, index, asked)
     aside = None
     if setup.certifier is not None or setup.thinning is not None:
         carries = setup.guess.carries_noise
         aside = Aside(window, index, setup.thinning, setup.certifier, setup.tolerance, carries)
     at = setup.tables.at(index)
-    if functions is None or functions.whole is not None or window.nodes < _TINY:
+    if functions is None or functions.slides or window.nodes < TINY:
         step = advance(setup.rules, at, window.state, found, full=window.full, aside=aside)
     else:
         step = functions.advance(at, window.state, found._replace(asked=None))
-    counts = torch.stack([step.stride, step.usable], 1)
     spread = None if aside is None else aside.spread
     if setup.thinning is None or spread is None:
-        stride, usable = counts.T.tolist()  # the one wait
-    else:
-        read = fetch(torch.cat([counts.to(spread.dtype), spread], 1)).numpy()  # the one wait
-        most = setup.thinning.check(read[:, 2:])
-        stride, usable = np.minimum(read[:, 0], most).astype(int).tolist(), read[:, 1].astype(int).tolist()
-    return Outcome(found, step, stride, usable, rows)
+        return Outcome.of(found, step, step.read().tolist(), rows)  # the one wait
+    read = fetch(torch.cat([step.read(), spread], 1)).numpy()  # the one wait
+    read[:, 0] = np.minimum(read[:, 0], setup.thinning.check(read[:, 3:]))
+    return Outcome.of(found, step, read[:, :3].tolist(), rows)
 
 
-def _rows(index: Int[Tensor, "batch nodes"], asked: NDArray[np.bool_] | None) -> int:
+def rows_of(index: Int[Tensor, "batch nodes"], asked: NDArray[np.bool_] | None) -> int:
     """Count the slots that are asked for."""
     return index.numel() if asked is None else int(asked.sum())
 
@@ -147,13 +140,10 @@ def _evaluate(
     state: State,
     index: Int[Tensor, "batch nodes"],
     asked: NDArray[np.bool_] | None,
-    *,
-    noisy: bool = True,
 ) -> Evaluated:
     """Call the model on the slots of every window that are `asked`, or all; `index` names their nodes.
 
-    States that wait for their certificate are evaluated in the same call. Noise that enters the states directly is
-    looked up only if `noisy`.
+    States that wait for their certificate are evaluated in the same call.
     """
     nodes = state.nodes
     inputs = None if setup.tables.inputs is None else setup.tables.inputs[index]
@@ -178,26 +168,16 @@ def _evaluate(
         value = value[:count]
 
     def spread(found: Tensor) -> Tensor:
-        found = found.to(z.dtype)
-        if place is not None:
-            found = found.new_zeros(index.numel(), *found.shape[1:]).index_copy(0, place, found)
-        return found.unflatten(0, tuple(index.shape))
+        return scattered(found.to(z.dtype), place, index.numel()).unflatten(0, tuple(index.shape))
 
-    drift = spread(value)
-    noise = kick = None
-    if window.ring is not None and (noisy or diffusion is not None):
-        noise = window.ring.at(index)
-    if diffusion is not None and noise is not None:
-        diffusion = spread(diffusion)
-        scale = setup.tables.kick[index].reshape(*index.shape, *[1] * (noise.ndim - 2))
-        field = kicked(drift, diffusion, scale * noise)
-        kick, drift, noise = (field - drift).flatten(2), field, None
-    else:
-        diffusion = None
-    values = drift.flatten(2)
-    if state.history:
-        values = torch.cat([state.past, values], 1)
-    return Evaluated(given, values, None if noise is None else noise.flatten(2), among, diffusion, kick)
+    noise = None if window.ring is None else window.ring.at(index)
+    diffusion = None if diffusion is None else spread(diffusion)
+    return Evaluated.of(given, spread(value), diffusion, noise, setup.tables, index, state.past, among)
+
+
+def scattered(found: Tensor, place: Int[Tensor, " rows"] | None, count: int) -> Tensor:
+    """Put rows where they belong among so many; the others are zero. They are all there if `place` is `None`."""
+    return found if place is None else found.new_zeros(count, *found.shape[1:]).index_copy(0, place, found)
 
 
 def call_model(

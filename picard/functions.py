@@ -11,34 +11,33 @@ import torch
 from picard.advance import Advance, Evaluated, Rules, advance
 from picard.entering import Guess
 from picard.errors import InvalidProblemError, NotSupportedError, describe
-from picard.hold import Hold
 from picard.tables import Coefficients
-from picard.whole import Whole, takes, whole_round
-from picard.window import State
+from picard.whole import Form, Whole, whole_round
+from picard.window import Asks, State
 
 
 class Functions:
-    """The functions of tensors that a round is made of, compiled or plain, for any sizes of batch, window and state.
+    """The functions of tensors that a round is made of, compiled or plain, for any sizes of batch and state.
 
     Attributes:
+        form: what their code depends on.
         advance: `advance` for windows of which all nodes were evaluated, with nothing done aside.
-        whole: `whole_round`, if the guess needs nothing from the host.
+        slides: whether there is a whole round, as the guess needs nothing from the host.
+        whole: `whole_round`.
     """
 
-    def __init__(self, rules: Rules, guess: Guess, options: Mapping[str, Any] | None) -> None:
+    def __init__(self, form: Form, guess: Guess, options: Mapping[str, Any] | None) -> None:
         """Prepare; nothing is compiled before the first call.
 
         Args:
-            rules: how states are corrected and accepted.
+            form: what the code depends on.
             guess: what new nodes start from.
             options: keyword arguments of `torch.compile`; `None` for plain functions.
         """
-        shape = guess.state if isinstance(guess, Hold) else None
-        part, whole = partial(_advance, rules), partial(whole_round, rules, shape)
+        self.form, self.slides = form, Form.takes(guess)
+        part, whole = partial(_advance, form.rules), partial(whole_round, form)
         self.advance = part if options is None else _compile(part, {"dynamic": True, **options})
-        self.whole: Callable[..., Whole] | None = None
-        if takes(guess):
-            self.whole = whole if options is None else _compile(whole, options)
+        self.whole: Callable[..., tuple[Whole, Asks]] = whole if options is None else _compile(whole, options)
 
 
 def _advance(rules: Rules, at: Coefficients, state: State, found: Evaluated) -> Advance:
@@ -47,12 +46,12 @@ def _advance(rules: Rules, at: Coefficients, state: State, found: Evaluated) -> 
 
 
 def functions_of(
-    rules: Rules, guess: Guess, options: bool | Mapping[str, Any], *, plain: bool = False
+    form: Form, guess: Guess, options: bool | Mapping[str, Any], *, plain: bool = False
 ) -> Functions | None:
     """Return the functions of a solve, those compiled before if there was one like it.
 
     Args:
-        rules: how states are corrected and accepted.
+        form: what their code depends on.
         guess: what new nodes start from.
         options: whether to compile, or keyword arguments of `torch.compile`.
         plain: whether plain functions are wanted where nothing is compiled; otherwise `None` is returned.
@@ -61,19 +60,18 @@ def functions_of(
         InvalidProblemError: if the options are neither.
     """
     if options is False:
-        return Functions(rules, guess, None) if plain else None
+        return Functions(form, guess, None) if plain else None
     options = {} if options is True else options
     if not isinstance(options, Mapping):
         msg = f"compile must be True, False or keyword arguments of torch.compile; given {describe(options)}"
         raise InvalidProblemError(msg)
-    shape = guess.state if isinstance(guess, Hold) else None
-    key = (rules, type(guess), shape, repr(sorted(options.items())))
+    key = (form, type(guess), repr(sorted(options.items())))
     try:
         known = _MADE.get(key)
     except TypeError:  # a rule of the user's that has no hash
-        return Functions(rules, guess, options)
+        return Functions(form, guess, options)
     if known is None:
-        known = _MADE[key] = Functions(rules, guess, options)
+        known = _MADE[key] = Functions(form, guess, options)
     return known
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from picard.advance import Evaluated
 from picard.device import send
 from picard.engine import Outcome, Setup
 from picard.entering import Entering, Linearized, Places
@@ -82,7 +83,8 @@ def move(
         return keep
     dropped = len(keep) < len(stride)
     if dropped:
-        found, step, *_ = only(outcome, keep)
+        outcome = only(outcome, keep)
+        found, step = outcome.found, outcome.step
         window.keep(keep)
         if setup.thinning is not None:
             setup.thinning.keep(keep)
@@ -91,13 +93,13 @@ def move(
     window.begin = [first + passed for first, passed in zip(old, stride, strict=True)]
     window.width = [min(nodes, total - first) for nodes, first in zip(most, window.begin, strict=True)]
     if isinstance(step, Whole):
-        window.move(step.state, step.nodes)
+        window.move(step.state, outcome.asks)
         return keep if dropped else None
     window.draw()
     count = max(first + width - 1 - last for first, width, last in zip(window.begin, window.width, end, strict=True))
     state = slide(
         window.state,
-        found,
+        cast("Evaluated", found),  # which only rounds that slide on by themselves keep to themselves
         step,
         step.stride if setup.thinning is None else send(stride, step.stride),
         send(window.width, step.stride),
@@ -116,7 +118,8 @@ def only(outcome: Outcome, rows: Sequence[int]) -> Outcome:
     """Return what a round found of some of its samples."""
     chosen = send(rows, outcome.step.states)
     stride, usable = ([one[i] for i in rows] for one in (outcome.stride, outcome.usable))
-    return Outcome(_some(outcome.found, chosen), _some(outcome.step, chosen), stride, usable, outcome.rows)
+    found, step = _some(outcome.found, chosen), _some(outcome.step, chosen)
+    return Outcome(found, step, stride, usable, [outcome.residual[i] for i in rows], outcome.rows)
 
 
 def _some(value: Any, rows: Tensor) -> Any:

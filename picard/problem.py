@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from picard.convert import Conversion
 from picard.errors import InvalidProblemError, describe
 from picard.grid import Levels, Times
 from picard.noise import Noise
@@ -40,6 +42,25 @@ class Problem(ABC):
             The drift or data prediction, with the shape and dtype of `rows.x`, and the diffusion if noise enters
             through the field.
         """
+
+    @property
+    def conversion(self) -> Conversion | None:
+        """How the field's value follows from what `output` returns; `None` if that is the value already."""
+        return None
+
+    @property
+    def numbers(self) -> Tensor | None:
+        """What the conversion needs beside the row."""
+        return None
+
+    @property
+    def clock(self) -> Tensor | None:
+        """What the network is given for every time, if times are indices; `output` is given it, too."""
+        return None
+
+    def output(self, rows: Rows) -> Tensor:
+        """Evaluate the network alone, where there is a conversion, with the shape and dtype of `rows.x`."""
+        return self.field(rows)[0]
 
     @abstractmethod
     def time_dtype(self, grid: Any) -> torch.dtype:
@@ -93,6 +114,26 @@ def check_callable(name: str, value: object) -> None:
     if not callable(value):
         msg = f"{name} must be callable as {name}(t, x, **cond); given {describe(value)}"
         raise InvalidProblemError(msg)
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """A problem's network alone, as if what it returns were the field.
+
+    Attributes:
+        problem: the problem.
+    """
+
+    problem: Problem
+
+    @property
+    def callee(self) -> object:
+        """The network."""
+        return self.problem.callee
+
+    def field(self, rows: Rows) -> tuple[Tensor, None]:
+        """Evaluate the network."""
+        return self.problem.output(rows), None
 
 
 def check_state(name: str, x: object) -> None:

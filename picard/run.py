@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from picard.advance import Advance
-from picard.device import send
-from picard.engine import Outcome, Setup, call_model, run_rounds
+from picard.engine import Outcome, Setup, call_model
 from picard.errors import NonFiniteError
 from picard.memory import RowLimit
 from picard.move import move, only, open_windows
 from picard.prepare import Prepared
 from picard.progress import Callback, Progress, RoundInfo
-from picard.propagate import finite
 from picard.ring import Ring
+from picard.rounds import run_rounds
 from picard.solution import Solution, Stats, Status
 from picard.thin import REACH
 from picard.tolerance import TotalVariation
@@ -45,7 +44,7 @@ class Run:
         self.setup, self.prepared, self.trajectory = setup, prepared, trajectory
         self.max_rounds, self.callback = max_rounds, callback
         self.started = time.perf_counter()
-        whole = setup.functions is not None and setup.functions.whole is not None
+        whole = setup.functions is not None and setup.functions.slides
         ring = None
         if prepared.draw is not None:
             reach = setup.window * (REACH if setup.thinning else 1 + setup.sync_every if whole else 1)
@@ -54,7 +53,7 @@ class Run:
         self.window = open_windows(setup, start_states, ring, setup.window if whole else 1)
         self.reached = [0] * batch  # nodes accepted, per sample
         self.status = [Status.CONVERGED] * batch
-        self.residual = torch.zeros(batch, dtype=prepared.wide, device=x0.device)
+        self.residual = [0.0] * batch
         self.rounds, self.evaluations, self.syncs = 0, evaluations, 0
         self.kept: list[int] | None = None  # rows of the last round's samples that go on, if others do not
 
@@ -69,8 +68,7 @@ class Run:
             self._slide(outcome)
             if failed is not None:
                 self._end(Status.STOPPED)
-                first = outcome.found.values[failed, window.state.history]
-                raise self._non_finite(sample, node, "state" if bool(finite(first).all()) else "drift")
+                raise self._non_finite(sample, node, "state" if outcome.sound(failed) else "drift")
             bar.show(lambda: sum(self._steps()))
             if info is not None and self.callback is not None and self.callback(info):
                 self._end(Status.STOPPED)
@@ -97,15 +95,11 @@ class Run:
         """Count the round, keep the accepted states, mark samples whose model failed, and tell it if anyone listens."""
         window, step = self.window, outcome.step
         self.rounds += 1
-        if len(window.samples) == len(self.residual):
-            self.residual = torch.maximum(self.residual, step.residual)
-        else:
-            samples = send(window.samples, self.residual)
-            self.residual[samples] = torch.maximum(self.residual[samples], step.residual)
         self.trajectory.store(window.samples, window.begin, outcome.stride, step.states)
         self._claim(outcome)
         for i, sample in enumerate(window.samples):
             self.reached[sample] += outcome.stride[i]
+            self.residual[sample] = max(self.residual[sample], outcome.residual[i])
             if outcome.usable[i] == 0:
                 self.status[sample] = Status.NON_FINITE
         if self.callback is None and not logger.isEnabledFor(logging.DEBUG):
@@ -200,7 +194,7 @@ class Run:
             self.trajectory.final,
             tuple(self.status),
             self._steps(),
-            self.residual,
+            torch.tensor(self.residual, dtype=self.prepared.wide, device=self.trajectory.states.device),
             stats,
             setup.problem.noise,
             None if setup.certifier is None else setup.certifier.certificate(),

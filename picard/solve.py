@@ -136,8 +136,8 @@ def solve(
     )
     functions = None
     if setup.certifier is None and setup.thinning is None:
-        functions = functions_of(setup.rules, start, compile, plain=sync_every > 1)
-    if sync_every > 1 and (functions is None or functions.whole is None):
+        functions = functions_of(setup.form, start, compile, plain=sync_every > 1)
+    if sync_every > 1 and (functions is None or not functions.slides):
         msg = (
             f"sync_every={sync_every} leaves decisions to the device, which it can take with the guesses 'hold' and "
             "'copy', without a certificate, and where no evaluations are left out (NoiseRatio above 0.1 does): choose "

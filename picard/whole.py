@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -9,72 +10,122 @@ import torch
 from torch import Tensor
 
 from picard.advance import Evaluated, Rules, advance
+from picard.convert import Conversion
 from picard.entering import Guess, Places
 from picard.guess import Copy
 from picard.hold import Hold
-from picard.ring import noise_at
-from picard.shapes import Float, Int
+from picard.problem import Problem
+from picard.propagate import argument
+from picard.ring import Ring, noise_at
+from picard.shapes import Bool, Float, Int
 from picard.slide import slide
 from picard.tables import Tables
-from picard.window import State
+from picard.window import Asks, State
 
 _NOWHERE = Places((), (), (), (), ())  # the host is not asked where the windows are
 
 
-class Whole(NamedTuple):
-    """What a round found, and the windows after it; see `Advance` for the other attributes.
+@dataclass(frozen=True)
+class Form:
+    """What the code of a round depends on; solves whose forms are equal share it.
 
     Attributes:
-        counts: nodes accepted, and leading nodes whose new state is finite, shape (batch, 2).
+        rules: how states are corrected and accepted.
+        shape: shape of one state.
+        holds: whether new nodes start from held values; otherwise they start from copies.
+        convert: how the field follows from the network's output, if that is what a round is given.
+    """
+
+    rules: Rules
+    shape: tuple[int, ...]
+    holds: bool
+    convert: Conversion | None
+
+    @staticmethod
+    def takes(guess: Guess) -> bool:
+        """Say whether a guess needs nothing from the host."""
+        return type(guess) in (Hold, Copy)
+
+
+class Given(NamedTuple):
+    """Tensors that stay the same while a solve runs.
+
+    Attributes:
+        tables: the plan's coefficients.
+        ring: noise of all nodes that may be reached, see `Ring`.
+        numbers: see `Problem.numbers`.
+        clock: what the network is given for a time, if it is asked for its output, see `Problem.clock`.
+    """
+
+    tables: Tables
+    ring: Tensor | None
+    numbers: Tensor | None
+    clock: Tensor | None
+
+    @staticmethod
+    def of(problem: Problem, tables: Tables, ring: Ring | None, form: Form) -> Given:
+        """Collect what a solve has."""
+        clock = None if form.convert is None else problem.clock
+        return Given(tables, None if ring is None else ring.noise, problem.numbers, clock)
+
+
+class Whole(NamedTuple):
+    """What a round found, and the windows after it.
+
+    Attributes:
+        states: see `Advance`.
+        change: see `Advance`.
+        sound: whether the field at the first node is finite, shape (batch,).
+        read: what the host reads, see `Advance.read`.
         state: the windows slid on.
-        nodes: node in every slot of these, none past the plan's last, shape (batch, nodes).
-        limit: most nodes a window may hold, shape (batch,).
     """
 
     states: Float[Tensor, "batch nodes dims"]
     change: Float[Tensor, "batch nodes"]
-    residual: Float[Tensor, " batch"]
-    counts: Int[Tensor, "batch 2"]
+    sound: Bool[Tensor, " batch"]
+    read: Float[Tensor, "batch 3"]
     state: State
-    nodes: Int[Tensor, "batch nodes"]
-    limit: Int[Tensor, " batch"]
 
 
-def takes(guess: Guess) -> bool:
-    """Say whether a guess needs nothing from the host."""
-    return type(guess) in (Hold, Copy)
+def asks_of(form: Form, given: Given, state: State, limit: Int[Tensor, " batch"]) -> Asks:
+    """Say what the network is asked in the next round."""
+    tables = given.tables
+    nodes = state.ahead().clamp_max(len(tables.a) - 1)
+    t = tables.times[nodes].flatten()
+    x = _argument(tables, state, nodes).to(form.rules.dtype).reshape(-1, *form.shape)
+    return Asks(nodes, t if given.clock is None else given.clock[t], x, limit)
 
 
 def whole_round(
-    rules: Rules,
-    shape: tuple[int, ...] | None,
-    tables: Tables,
+    form: Form,
+    given: Given,
     state: State,
     limit: Int[Tensor, " batch"],
-    found: Evaluated,
-    ring: Tensor | None,
+    value: Tensor,
+    diffusion: Tensor | None,
     *,
     most: int,
-) -> Whole:
+) -> tuple[Whole, Asks]:
     """Propagate evaluated nodes, accept, and slide on, as `advance` and `slide` do with the host between them.
 
     Args:
-        rules: how states are corrected and accepted.
-        shape: shape of one state if new nodes start from held values; `None` if they start from copies.
-        tables: the plan's coefficients.
+        form: what the code depends on.
+        given: tensors that stay the same.
         state: the windows; they hold as many nodes as the plan has left, or as many as they may.
         limit: most nodes a window may hold: halved where states were not finite, doubled after.
-        found: the field at the nodes, all in the windows evaluated, without the noise.
-        ring: noise of all nodes that may be reached, see `Ring`.
+        value: the field or the network's output at every slot, shape (rows, *state), finite in those past the windows.
+        diffusion: diffusion there, if noise enters through the field, shape (rows, *state[, channels]).
         most: largest limit.
+
+    Returns:
+        What was found, and what the network is asked next.
     """
-    total = tables.a.shape[0]
+    tables = given.tables
+    total = len(tables.a)
     index = state.ahead().clamp_max(total - 1)
-    at, noise = tables.at(index), None if ring is None else partial(noise_at, ring)
-    if noise is not None and found.kick is None:
-        found = found._replace(noise=noise(index).flatten(2))
-    found = found._replace(asked=state.inside())
-    step = advance(rules, at, state, found, full=False)
+    noise = None if given.ring is None else partial(noise_at, given.ring)
+    found = _found(form, given, state, index, value, diffusion)
+    step = advance(form.rules, tables.at(index), state, found, full=False)
     halved = (torch.minimum(limit, state.width) // 2).clamp_min(1)
     limit = torch.where(step.usable == state.width, (2 * limit).clamp_max(most), halved)
     following = slide(
@@ -83,13 +134,37 @@ def whole_round(
         step,
         step.stride,
         torch.minimum(limit, total - state.begin - step.stride).clamp(0, state.nodes),
-        Copy() if shape is None else Hold(tables, shape),
+        Hold(tables, form.shape) if form.holds else Copy(),
         nodes=state.nodes,
         count=state.nodes,
         unsound=True,
         noise=noise,
         places=_NOWHERE,
     )
-    counts = torch.stack([step.stride, step.usable], 1)
-    index = following.ahead().clamp_max(total - 1)
-    return Whole(step.states, step.change, step.residual, counts, following, index, limit)
+    sound = torch.isfinite(found.values[:, state.history]).all(1)
+    found_out = Whole(step.states, step.change, sound, step.read(), following)
+    return found_out, asks_of(form, given, following, limit)
+
+
+def _found(
+    form: Form, given: Given, state: State, index: Int[Tensor, "batch nodes"], value: Tensor, diffusion: Tensor | None
+) -> Evaluated:
+    """Put together what was found at the nodes of the windows."""
+    tables, ring, numbers, _ = given
+    x, shape = _argument(tables, state, index), tuple(index.shape)
+    field = value.to(x.dtype)
+    if form.convert is not None:
+        node = index.flatten()
+        scales = None if tables.scales is None else tables.scales[node]
+        flat = field.flatten(1)
+        field = form.convert(x.flatten(0, 1), flat, tables.times[node], scales, numbers)
+    field = field.unflatten(0, shape)
+    if diffusion is not None:
+        diffusion = diffusion.to(x.dtype).unflatten(0, shape)
+    noise = None if ring is None else noise_at(ring, index)
+    return Evaluated.of(x, field, diffusion, noise, tables, index, state.past, state.inside())
+
+
+def _argument(tables: Tables, state: State, index: Int[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes dims"]:
+    inputs = None if tables.inputs is None else tables.inputs[index]
+    return argument(inputs, state.z[:, : state.history + state.nodes], state.history)

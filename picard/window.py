@@ -64,6 +64,22 @@ class State(NamedTuple):
         return torch.arange(after, self.nodes + after, device=self.width.device) < self.width[:, None]
 
 
+class Asks(NamedTuple):
+    """What the network is asked in the next round.
+
+    Attributes:
+        nodes: node in every slot, none past the plan's last.
+        t: what the network is given as time, shape (rows,), a row for every slot of every sample.
+        x: what it is given as state, shape (rows, *state).
+        limit: most nodes a window may hold.
+    """
+
+    nodes: Int[Tensor, "batch nodes"]
+    t: Tensor
+    x: Tensor
+    limit: Int[Tensor, " batch"]
+
+
 class Window:
     """The nodes in flight of every unfinished sample: their state on the device, and where they are on the host.
 
@@ -74,6 +90,7 @@ class Window:
         limit: most nodes every sample's window may hold.
         state: the same and all else on the device.
         ring: the noise, if the problem has any.
+        asks: what the network is asked next, if it is known.
     """
 
     def __init__(
@@ -102,6 +119,7 @@ class Window:
         self.limit = [limit] * batch
         self._total = plan.nodes
         self._index: Tensor | None = None
+        self.asks: Asks | None = None
         self._rows: tuple[Sequence[int], Tensor] | None = None
         self.ring = ring
 
@@ -146,9 +164,9 @@ class Window:
             self._rows = self.samples, send(np.repeat(self.samples, self.nodes), self.state.begin)
         return self._rows[1]
 
-    def move(self, state: State, index: Int[Tensor, "batch slots"] | None = None) -> None:
-        """Take on a new state; `index` is that of its nodes, if it is known."""
-        self.state, self._index = state, index
+    def move(self, state: State, asks: Asks | None = None) -> None:
+        """Take on a new state, and what the network is asked there, if it is known."""
+        self.state, self.asks, self._index = state, asks, None
 
     def draw(self, ahead: int = 0) -> None:
         """Draw the noise of all nodes in the window, and of so many after it, that have none."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import picard
 from benchmarks.problems import GaussianMixture
-from picard.denoiser import Prediction
+from picard.convert import Prediction
 from picard.plan import Integrator
 from picard.schedule import Schedule, SigmaSchedule, TrainedSchedule
 from picard.sde import NoiseType

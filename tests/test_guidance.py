@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import picard
-from picard.denoiser import Guidance, Prediction
+from picard.convert import Prediction
+from picard.denoiser import Guidance
 from picard.schedule import Schedule
 from tests.problems import Counted, network, start
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import picard
-from picard.denoiser import Prediction
+from picard.convert import Prediction
 from picard.integrators import DDIM, DDPM, DPMSolver
 from picard.plan import Integrator
 from picard.sde import NoiseType

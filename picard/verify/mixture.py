@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from picard.denoiser import Denoiser, Prediction
+from picard.convert import Prediction
+from picard.denoiser import Denoiser
 from picard.diffusion import Diffusion
 from picard.errors import InvalidProblemError, describe
 from picard.noise import Noise

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from picard.denoiser import Prediction
+from picard.convert import Prediction
 from picard.diffusion import Diffusion
 from picard.errors import MissingDependencyError
 from picard.schedule import Schedule
