@@ -67,4 +67,5 @@ def _ask(
         rows = Rows(t, x, cond, None if scales is None else scales[node])
         value, diffusion = evaluate(problem, rows, setup.max_rows)
     count = asks.nodes.numel()
+    value = value.contiguous()  # outputs of other strides would be compiled for once more
     return scattered(value, place, count), None if diffusion is None else scattered(diffusion, place, count)

@@ -62,6 +62,37 @@ def compare(name: str, backend: str) -> dict[str, Any]:
     }
 
 
+def plan_actions(family: str, backend: str) -> dict[str, Any]:
+    """Let a policy plan both ways, twice each."""
+    from picard.adapters import parallelize
+    from tests.test_policies import build, scheduler
+
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    plans, rounds = list[Tensor](), list[int]()
+    for options in ({}, {"compile": {"backend": backend}}):
+        torch.manual_seed(0)
+        policy, sample = build(family, scheduler())
+        parallelize(policy, window=8, tolerance=0.01, **options)
+        for _ in range(2):
+            plans.append(sample(1, torch.Generator().manual_seed(1)).detach())
+            rounds.append(policy.picard.stats.rounds)
+    return {
+        "difference": max(float((one - plans[0]).abs().max()) for one in plans),
+        "counts": rounds,
+        "graphs": counters["stats"]["unique_graphs"],
+        "breaks": sum(counters["graph_break"].values()),
+    }
+
+
+POLICIES = {"policy": "unet-global", "inpainting": "unet-inpaint"}
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    sys.stdout.write(json.dumps({name: compare(name, sys.argv[1]) for name in sys.argv[2:] or CASES}) + "\n")
+    backend, *chosen = sys.argv[1:]
+    found = {
+        name: plan_actions(POLICIES[name], backend) if name in POLICIES else compare(name, backend)
+        for name in chosen or (*CASES, *POLICIES)
+    }
+    sys.stdout.write(json.dumps(found) + "\n")

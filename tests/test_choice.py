@@ -176,6 +176,7 @@ def test_noise_is_not_asked_for_while_measuring() -> None:
 @torch.no_grad()
 def test_what_is_known_of_a_model_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "clock", map(float, itertools.count()).__next__)
+    gc.collect()  # models of earlier tests
     before = len(latency._KNOWN._of)
 
     def drift(t: Tensor, x: Tensor) -> Tensor:

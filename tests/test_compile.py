@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import picard
-from tests.compiled_solves import CASES
+from tests.compiled_solves import CASES, POLICIES
 from tests.problems import diffusion
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +51,14 @@ def test_a_round_is_one_graph_whatever_its_window(name: str, found: Any) -> None
     """
     assert found[name]["breaks"] == 0
     assert 1 <= found[name]["graphs"] <= 3
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_plans_the_same(name: str, found: Any) -> None:
+    one = found[name]
+    assert len(set(one["counts"])) == 1
+    assert one["difference"] <= 1e-5
+    assert (one["breaks"], one["graphs"]) == (0, 1)
 
 
 @pytest.mark.slow

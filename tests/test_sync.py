@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import picard
+from picard.convert import Prediction
 from picard.progress import RoundInfo
 from tests.compiled_solves import CASES
-from tests.problems import F64, diffusion, pendulum, times
+from tests.problems import F64, PREDICTIONS, diffusion, pendulum, times
 
 AHEAD = [name for name in CASES if name != "polynomial"]
 each_count = pytest.mark.parametrize("count", [2, 3, 7])
@@ -80,6 +81,46 @@ def test_a_failing_model_is_named_as_ever(throw: bool) -> None:
     assert picard.Status.NON_FINITE in plain.status
     assert ahead.converged == plain.converged
     torch.testing.assert_close(ahead.final, plain.final, rtol=1e-12, atol=1e-12)
+
+
+CLIPS = {"none": None, "bounds": 0.5, "threshold": picard.DynamicThreshold(most=0.5)}
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_outputs_become_the_same_data(prediction: Prediction, clip: str) -> None:
+    """The round converts what the network returns, and the problem does where it clips in a way of its own."""
+    problem = diffusion(prediction=prediction, clip=CLIPS[clip])
+    plain = picard.solve(problem, 30, method="ddpm", window=8)
+    ahead = picard.solve(problem, 30, method="ddpm", window=8, sync_every=2)
+    assert ahead.stats.rounds == plain.stats.rounds
+    torch.testing.assert_close(ahead.final, plain.final, rtol=1e-12, atol=1e-12)
+
+
+def test_half_precision_is_rounded_the_same() -> None:
+    source = diffusion(prediction="epsilon")
+    problem = picard.Diffusion(source.denoiser, source.x_T.half(), noise=source.noise)
+    plain, ahead = (picard.solve(problem, 30, method="ddpm", window=8, sync_every=count) for count in (1, 2))
+    assert torch.equal(ahead.final, plain.final)
+
+
+@pytest.mark.parametrize("config", [{}, {"clip_sample": False}, {"thresholding": True, "clip_sample": False}], ids=str)
+def test_a_traced_scheduler_samples_the_same(config: dict[str, Any]) -> None:
+    library = pytest.importorskip("diffusers")
+    from picard.adapters import diffusers as adapter
+
+    scheduler = library.DDPMScheduler(num_train_timesteps=100, **config)
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x * (t[:, None, None] / 100 + 0.1)
+
+    def sample(**options: Any) -> picard.Solution:
+        given = {"num_inference_steps": 20, "generator": torch.Generator().manual_seed(1), "window": 8, **options}
+        return adapter.sample(model, scheduler, torch.linspace(-2, 2, 12).reshape(2, 3, 2), **given)
+
+    plain, ahead = sample(), sample(sync_every=2)
+    assert ahead.stats.rounds == plain.stats.rounds
+    torch.testing.assert_close(ahead.final, plain.final)
 
 
 @pytest.mark.parametrize(
