@@ -129,7 +129,7 @@ class Planned:
                 self._problem,
                 self.nodes,
                 method=method,
-                guess="hold",  # refining compares its first call with a single row
+                guess="hold",  # its first round is the call that is known already
                 window=options.window,
                 max_rows=self._most,
                 tolerance=OutputError(options.tolerance),

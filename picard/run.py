@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from picard.advance import Advance
+from picard.device import send
 from picard.engine import Outcome, Setup, call_model
 from picard.errors import NonFiniteError
 from picard.memory import RowLimit
@@ -194,7 +195,7 @@ class Run:
             self.trajectory.final,
             tuple(self.status),
             self._steps(),
-            torch.tensor(self.residual, dtype=self.prepared.wide, device=self.trajectory.states.device),
+            send(torch.tensor(self.residual, dtype=self.prepared.wide), self.trajectory.states),
             stats,
             setup.problem.noise,
             None if setup.certifier is None else setup.certifier.certificate(),
