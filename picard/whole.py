@@ -142,8 +142,8 @@ def whole_round(
         places=_NOWHERE,
     )
     sound = torch.isfinite(found.values[:, state.history]).all(1)
-    found_out = Whole(step.states, step.change, sound, step.read(), following)
-    return found_out, asks_of(form, given, following, limit)
+    after = Whole(step.states, step.change, sound, step.read(), following)
+    return after, asks_of(form, given, following, limit)
 
 
 def _found(
