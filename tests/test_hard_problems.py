@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import picard
+from benchmarks import hard as benchmark
 from benchmarks.hard import DEFAULT, PLAIN, SOLVERS, count, geometric_mean, main
 from benchmarks.hard_problems import Hard, hard_problems
 
@@ -43,7 +44,8 @@ def test_any_window(hard: Hard, window: int) -> None:
     torch.testing.assert_close(solution.final, expected.final, rtol=1e-7, atol=1e-9)
 
 
-def test_the_default_beats_plain_picard_on_short_grids() -> None:
+def test_the_default_beats_plain_picard_on_short_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "SOLVERS", {name: SOLVERS[name] for name in (PLAIN, DEFAULT)})
     ratios = {name: count(hard, 2 * STEPS).ratio for name, hard in PROBLEMS.items()}
     assert max(ratios.values()) <= 1.1, ratios
     assert geometric_mean(list(ratios.values())) <= 0.65
