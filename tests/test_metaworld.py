@@ -25,7 +25,7 @@ PLANS = 8  # their mean rounds and evaluations are compared with bounds
 @torch.no_grad()
 def test_parallel_policy_gives_the_sequential_actions(task: str) -> None:
     policy = load(task)
-    observations = {"obs": recorded(task)[0][:3]}
+    observations = {"obs": recorded(task)[0][:2]}
     torch.manual_seed(1)
     right = policy.predict_action(observations)
     for tolerance, off in ((0.0, 1e-5), (0.1, 0.3)):
@@ -74,22 +74,22 @@ def test_warm_start_costs() -> None:
 
 
 @each_task
-@pytest.mark.parametrize(("method", "most"), [("planned ahead", 0.8), ("planned ahead, foreseen", 0.5)])
 @torch.no_grad()
-def test_costs_after_planning_ahead(task: str, method: str, most: float) -> None:
+def test_costs_after_planning_ahead(task: str) -> None:
     """A control step early most of the predictions are known, and nearly all where the next observation is foreseen."""
     policy, (*seen, episode) = load(task), recorded_early(task)
     later = [i for i in range(1, len(episode)) if episode[i] == episode[i - 1]][:PLANS]
     early, now = (policy.condition(one[later]) for one in seen)
     seeds = range(PLANS)
-    found = planned_ahead(policy, METHODS[method] or {})(now, seeds, seeds, early)
     usual = parallel(policy, now, seeds, METHODS["default"] or {})
     right = policy.actions(sequential(policy, now, seeds).trajectories)
-    assert found.rounds.double().mean() <= most * usual.rounds.double().mean()
-    assert found.evaluations.double().mean() <= most * usual.evaluations.double().mean()
-    off, usually_off = ((policy.actions(plans.trajectories) - right).abs() for plans in (found, usual))
-    assert float(off.median()) <= max(1e-3, 1.5 * float(usually_off.median()))
-    assert float(off.max()) <= 0.1
+    for method, most in (("planned ahead", 0.8), ("planned ahead, foreseen", 0.5)):
+        found = planned_ahead(policy, METHODS[method] or {})(now, seeds, seeds, early)
+        assert found.rounds.double().mean() <= most * usual.rounds.double().mean(), method
+        assert found.evaluations.double().mean() <= most * usual.evaluations.double().mean(), method
+        off, usually_off = ((policy.actions(plans.trajectories) - right).abs() for plans in (found, usual))
+        assert float(off.median()) <= max(1e-3, 1.5 * float(usually_off.median())), method
+        assert float(off.max()) <= 0.1, method
 
 
 @pytest.mark.parametrize("method", ["default", "warm start, window 40"])
