@@ -18,7 +18,7 @@ from tests import tiny_diffusers as tiny
 library = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-STEPS = 14
+STEPS = 10
 Case = tuple[Callable[[], Any], dict[str, Any]]
 
 

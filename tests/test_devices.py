@@ -16,7 +16,7 @@ from picard.device import fetch, send
 from tests.pretend import DEVICE, Device, OnDevice
 
 HOST = torch.device("cpu")
-GRID = torch.linspace(0, 1, 31)
+GRID = torch.linspace(0, 1, 17)
 NOISE = picard.Noise.from_seed(0)
 WEIGHT = torch.tensor([[0.3, -0.5, 0.2], [0.4, 0.1, -0.3], [-0.2, 0.6, 0.1]])
 
@@ -54,7 +54,7 @@ def sde(place: torch.device, noise_type: Any = "diagonal", **options: Any) -> pi
 
 
 def sample(
-    place: torch.device, method: str = "ddpm", noise: picard.Noise = NOISE, steps: int = 40, **options: Any
+    place: torch.device, method: str = "ddpm", noise: picard.Noise = NOISE, steps: int = 24, **options: Any
 ) -> picard.Solution:
     denoiser = picard.Denoiser(model, picard.Schedule.linear(1000), prediction="sample")
     problem = picard.Diffusion(denoiser, start(place), noise=noise)
@@ -128,7 +128,7 @@ SOLVES: dict[str, Callable[[torch.device], Any]] = {
     "budget": lambda place: sample(place, tolerance=TotalVariation(0.1)),
     "rounds": lambda place: sample(place, tolerance=FixedRounds(2)),
     "noise given": lambda place: sample(
-        place, noise=picard.Noise.from_tensor(torch.linspace(-1, 1, 240).view(40, 2, 3).cos().to(place))
+        place, noise=picard.Noise.from_tensor(torch.linspace(-1, 1, 144).view(24, 2, 3).cos().to(place))
     ),
     "waiting rarely": lambda place: sample(place, sync_every=3),
     "guided": guided,

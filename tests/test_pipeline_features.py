@@ -18,6 +18,7 @@ pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 MODES = ("plan", "replay")
+FEW = {"num_inference_steps": 6}  # what is added shows in every step
 
 
 def agree(pipe: Any, given: dict[str, Any], **more: Any) -> np.ndarray[Any, Any]:
@@ -36,6 +37,7 @@ def agree(pipe: Any, given: dict[str, Any], **more: Any) -> np.ndarray[Any, Any]
 def test_lora() -> None:
     peft = pytest.importorskip("peft")
     pipe, given = pair("sd-ddim")
+    given = {**given, **FEW}
     plain, _ = call(pipe, given)
     config = peft.LoraConfig(
         r=2, lora_alpha=8, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False
@@ -86,7 +88,7 @@ def test_a_compiled_denoiser(in_place: bool) -> None:
         pipe.unet.compile(backend=backend, dynamic=True)
     else:
         pipe.unet = torch.compile(pipe.unet, backend=backend, dynamic=True)
-    agree(pipe, given, num_inference_steps=6)
+    agree(pipe, given, **FEW)
     assert graphs
     torch._dynamo.reset()
 
@@ -97,7 +99,7 @@ def test_a_denoiser_with_compiled_blocks() -> None:
     torch._dynamo.reset()
     for block in pipe.transformer.transformer_blocks:
         block.ff.compile(backend=backend, dynamic=True)
-    agree(pipe, given, num_inference_steps=6)
+    agree(pipe, given, **FEW)
     assert compiled
     torch._dynamo.reset()
 
@@ -107,6 +109,7 @@ def test_offloading(layer_by_layer: bool) -> None:
     """Hooks move the components; without an accelerator they move them from the CPU to the CPU, but they run."""
     accelerate = pytest.importorskip("accelerate")
     pipe, given = pair("sd-ddim")
+    given = {**given, **FEW}
     plain, _ = call(pipe, given)
     if layer_by_layer:  # what enable_sequential_cpu_offload does to every component
         accelerate.cpu_offload(pipe.unet, torch.device("cpu"))

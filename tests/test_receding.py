@@ -18,7 +18,7 @@ from picard.tolerance import Candidates
 from tests import policy_doubles as double
 from tests.test_policies import build, scheduler
 
-WINDOW, BY, PLANS = 12, 2, 4
+STEPS, WINDOW, BY, PLANS = 24, 12, 2, 4
 receding: Any = import_module("picard.adapters.receding")
 
 
@@ -39,7 +39,7 @@ def drive(policy: Any, *, seed: int = 0, batch: int = 1, noise: list[Tensor] | N
 
 def prepared(levels: str = "ddpm", **options: Any) -> Any:
     torch.manual_seed(0)
-    policy, _ = build("lerobot", scheduler(levels), steps=40)
+    policy, _ = build("lerobot", scheduler(levels), STEPS)
     policy.rounds = []
     return parallelize(policy, **{"window": WINDOW, **options}) if options else policy
 
@@ -209,7 +209,7 @@ def test_a_plan_made_ahead_is_used_for_its_own_noise_and_form_only() -> None:
     policy.diffusion.num_inference_steps = 30
     ahead(policy, early=False)
     assert not policy.picard.prepared
-    policy.diffusion.num_inference_steps = 40
+    policy.diffusion.num_inference_steps = STEPS
     for forget in (policy.reset, policy.picard.forget):
         early()
         forget()
