@@ -35,21 +35,12 @@ def test_a_compiled_solve_is_the_same_solve_and_a_round_is_one_graph() -> None:
     the same. The backend runs every captured graph as it is.
     """
     found = run("eager")
-    assert found.keys() == CASES.keys()
+    assert found.keys() == {*CASES, *POLICIES}
     for name, one in found.items():
-        plain, first, again = one["counts"]
-        assert plain == first == again, name
-        assert one["difference"] <= 1e-12, name
+        assert len({str(counts) for counts in one["counts"]}) == 1, name
+        assert one["difference"] <= (1e-5 if name in POLICIES else 1e-12), name
         assert one["breaks"] == 0, name
-        assert 1 <= one["graphs"] <= 3, name
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_a_policy_plans_the_same(name: str, found: Any) -> None:
-    one = found[name]
-    assert len(set(one["counts"])) == 1
-    assert one["difference"] <= 1e-5
-    assert (one["breaks"], one["graphs"]) == (0, 1)
+        assert 1 <= one["graphs"] <= (1 if name in POLICIES else 3), name
 
 
 @pytest.mark.slow
