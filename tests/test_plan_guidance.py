@@ -60,7 +60,7 @@ def test_guidance_that_changes_on_the_way_stays_on_the_plan() -> None:
     pipe, given = pair("sd-ddim")
 
     def callback(pipeline: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
-        pipeline._guidance_scale = 60.0 if step >= 5 else 7.5
+        pipeline._guidance_scale = 60.0 if step >= 3 else 7.5
         return values
 
     more = {"callback_on_step_end": callback, "output_type": "latent"}
