@@ -27,6 +27,7 @@ def run(backend: str, *names: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.timeout(400)  # it compiles for half a minute, and for minutes on a machine that is slow and busy
 def test_a_compiled_solve_is_the_same_solve_and_a_round_is_one_graph() -> None:
     """The same rounds, evaluations and host waits; the states up to the order of sums.
 
