@@ -71,7 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seen: set[tuple[str, str, int]] = set()
     for item in items:
         test = item.nodeid.partition("[")[0]
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
         values = {(test, name, id(value)) for name, value in parameters.items()}
         item.stash[_REPEATED] = bool(values) and values <= seen and PROFILE != "nightly"
         seen |= values
