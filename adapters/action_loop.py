@@ -16,9 +16,9 @@ from picard.noise import Noise
 from picard.plan import Plan
 from picard.rows import Rows
 
-from .conversion import FromOutput
+from .conversion import FromOutput, unwrap
 from .course import Course, sort_options, takes_generator
-from .diffusers import Indexed, Scheduled, unwrap
+from .diffusers import Indexed, Scheduled
 from .network import answered_by, call_padded
 from .probe import advance
 from .trace import Trace, trace_loop

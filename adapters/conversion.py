@@ -37,3 +37,10 @@ class FromOutput:
             isinstance(self.clip, Clamp)
             and all(bound is None or isinstance(bound, (int, float)) for bound in (self.clip.low, self.clip.high))
         )
+
+
+def unwrap(output: Any) -> Tensor:
+    """Take the tensor out of what a model of Diffusers returns."""
+    while not isinstance(output, Tensor):
+        output = output.sample if hasattr(output, "sample") else output[0]
+    return output

@@ -19,7 +19,7 @@ from picard.sequential import sequential
 from picard.solution import Solution
 from picard.solve import solve
 
-from .conversion import FromOutput
+from .conversion import FromOutput, unwrap
 from .course import Course, sort_options, takes_generator
 from .probe import advance, model_input
 from .trace import Trace, trace_loop
@@ -208,13 +208,6 @@ class Indexed:
     def plan(self, points: Any) -> Plan:
         """Return the plan."""
         return replace(self.source, times=torch.arange(self.source.nodes, dtype=torch.float64))
-
-
-def unwrap(output: Any) -> Tensor:
-    """Take the tensor out of what a model of Diffusers returns."""
-    while not isinstance(output, Tensor):
-        output = output.sample if hasattr(output, "sample") else output[0]
-    return output
 
 
 @torch.no_grad()
