@@ -60,12 +60,11 @@ def _ask(
         each, place = tuple(asked.sum(1).tolist()), send(np.flatnonzero(asked), x)
         x, t, sample = x[place], t[place], sample[place]
     cond = setup.conditioning.of((tuple(window.samples), each), sample)
-    if form.convert is not None:
-        value, diffusion = evaluate(Outputs(problem), Rows(t, x, cond), setup.max_rows)
-    else:
-        node = asks.nodes.flatten() if place is None else asks.nodes.flatten()[place]
-        rows = Rows(t, x, cond, None if scales is None else scales[node])
-        value, diffusion = evaluate(problem, rows, setup.max_rows)
+    apart, scaled = form.convert is not None, None
+    if scales is not None and not apart:
+        node = asks.nodes.flatten()
+        scaled = scales[node if place is None else node[place]]
+    value, diffusion = evaluate(Outputs(problem) if apart else problem, Rows(t, x, cond, scaled), setup.max_rows)
     count = asks.nodes.numel()
     value = value.contiguous()  # outputs of other strides would be compiled for once more
     return scattered(value, place, count), None if diffusion is None else scattered(diffusion, place, count)
