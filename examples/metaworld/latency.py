@@ -1,7 +1,8 @@
 """Time single plans: `python -m examples.metaworld.evaluate --latency`, on an idle machine.
 
 All methods take turns on the same recorded observations and with the same noise. The published size is timed by a
-network of that size, whose answer is dropped for the trained one's: the rounds are those of a trained policy.
+network of that size, whose answer is dropped for the trained one's: the rounds are those of a trained policy. Of plans
+that were made ahead, the time from the observation to the actions counts.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from examples.metaworld.methods import METHODS
+from examples.metaworld.methods import METHODS, foreseen
 from examples.metaworld.policy import DiffusionPolicy, load, network, scheduler
-from examples.metaworld.problem import recorded
+from examples.metaworld.problem import recorded_early
 from picard.adapters import parallelize
 
 COMPILED = "default, compiled rounds"
@@ -85,14 +86,29 @@ def _policies(trained: DiffusionPolicy, timed: Timed, methods: Sequence[str]) ->
     """Make one policy a method, all with the same network: the first call of an adapter is slow."""
     policies: dict[str, DiffusionPolicy] = {}
     for method in dict.fromkeys(["sequential", *methods, COMPILED]):
-        options = OPTIONS[method]
-        if "ahead" in (options or ()):  # there are no earlier observations on record
-            continue
         policies[method] = DiffusionPolicy(timed, scheduler()).eval()
         policies[method].normalizer = trained.normalizer
+        options = OPTIONS[method]
         if options is not None:
-            parallelize(policies[method], **options)
+            parallelize(policies[method], **{name: value for name, value in options.items() if name != "ahead"})
     return policies
+
+
+def _plan(policy: DiffusionPolicy, observation: Tensor, seed: int) -> None:
+    """Make a plan from one observation, shape (OBSERVATION_STEPS, 21)."""
+    torch.manual_seed(seed)
+    policy.predict_action({"obs": observation[None]})
+
+
+def _prepare(policy: DiffusionPolicy, method: str, early: Tensor, seed: int) -> None:
+    """Plan ahead from the observation a control step before, if the method does."""
+    ahead = (OPTIONS[method] or {}).get("ahead")
+    if ahead is not None:
+        handle: Any = policy.picard
+        handle.forget()
+        start = early if ahead == "seen" else foreseen(early.flatten()[None]).view_as(early)
+        with handle.ahead():
+            _plan(policy, start, seed)
 
 
 @torch.no_grad()
@@ -104,7 +120,7 @@ def measure(task: str, methods: Sequence[str], repeats: int) -> None:
         methods: names of methods.
         repeats: how often every method makes every plan.
     """
-    observations = recorded(task)[0][:CALLS, None]
+    early, observations, _ = (found[:CALLS] for found in recorded_early(task))
     for size, published in SIZES.items():
         trained = load(task)
         ballast = network(published_size=True).eval().requires_grad_(False) if published else None
@@ -114,9 +130,9 @@ def measure(task: str, methods: Sequence[str], repeats: int) -> None:
         for repeat in range(repeats + 1):
             for method, policy in policies.items():
                 for call, observation in enumerate(observations):
-                    torch.manual_seed(call)
+                    _prepare(policy, method, early[call], call)
                     timed.seconds, started = 0.0, time.perf_counter()
-                    policy.predict_action({"obs": observation})
+                    _plan(policy, observation, call)
                     seconds = time.perf_counter() - started
                     if repeat > 0:  # the first calls are slow
                         handle: Any = getattr(policy, "picard", None)
