@@ -113,11 +113,14 @@ def _choose(setup: Setup, prepared: Prepared, forecast: Forecast, gap: int, *, w
     chosen, reason = setup.window, ""
     if window:
         sizes = sorted({part for each in measured for part in (each * 3 // 4, each) if part > 3})
-        chosen = min(sizes, key=forecast.hoped, default=1)
+        gain = {size: _KNOWN_GAIN if size in forecast.taken else _GAIN for size in sizes}
+        faster = [size for size in sizes if forecast.hoped(size) <= gain[size] * alone]
+        chosen = min(faster, key=forecast.tempting, default=1)
         sequentially = f"{_text(alone)} for {nodes} calls one after the other"
-        if chosen == 1 or forecast.hoped(chosen) > (_KNOWN_GAIN if chosen in forecast.taken else _GAIN) * alone:
-            but = f"; window {chosen} is predicted to take {_text(forecast.seconds(chosen))}" if chosen > 1 else ""
-            chosen, reason = 1, f"sequential: {sequentially}{but}"
+        if chosen == 1:
+            best = min(sizes, key=forecast.hoped, default=1)
+            but = f"; window {best} is predicted to take {_text(forecast.seconds(best))}" if best > 1 else ""
+            reason = f"sequential: {sequentially}{but}"
         elif forecast.unsure(chosen):
             chosen, reason = 1, f"sequential, to time it: {sequentially} are not far from those of window {chosen}"
         else:

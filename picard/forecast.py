@@ -19,7 +19,7 @@ _NEWS = 0.05  # by how much a solve must change its own forecast for another win
 _BRIEF = 0.1  # seconds; the sequential solver takes so long at least for its measurement to be trusted
 _FAR = 4  # unless windows are so many times as fast
 _TRIES = 3  # whole solves that replace it
-_UNTRIED = 1.05  # a window not yet tried must promise so much more than one that was
+_DOUBT = 0.1  # of the seconds: predictions err by more, but a larger one costs more solves than it saves (simulated)
 _HOPE = 0.7  # of the seconds; rounds are off by so much where nodes are left out
 
 
@@ -102,13 +102,21 @@ class Forecast:
 
     def seconds(self, window: int) -> float:
         """Predict the seconds of a solve."""
-        near = self._nearest(window)
-        caution = 1.0 if window in self.taken or not near else _UNTRIED
-        return caution * self.tempo(window) * self.rounds(window) * self.latency.seconds(self.width(window))
+        return self.tempo(window) * self.rounds(window) * self.latency.seconds(self.width(window))
 
     def hoped(self, window: int) -> float:
         """Predict the seconds, but hope for fewer where only a try can tell; see `_hope`."""
         return self.seconds(window) * (self._hope(window) if window in self.latency.rounds else 1.0)
+
+    def tempting(self, window: int) -> float:
+        """Predict the seconds, but hope for the fewer the more rarely it was tried: so all that come close are tried.
+
+        And tried again, if they were disturbed. The bound grows and shrinks as in UCB1 (Auer, Cesa-Bianchi and Fischer,
+        2002).
+        """
+        solves = self.taken[window].solves if window in self.taken else 0
+        tries = sum(taken.solves for taken in self.taken.values())
+        return self.hoped(window) * (1 - _DOUBT * math.sqrt(math.log2(1 + tries) / (1 + solves)))
 
     def at_best(self, window: int) -> float:
         """Bound the seconds of a solve from below, for a window larger than those measured."""
@@ -151,7 +159,9 @@ class Forecast:
         before = predict()
         width = stats.evaluations / (stats.rounds * stats.batch)
         self.taken.setdefault(window, Taken()).add(stats.rounds, width, seconds)
-        if self.taken[window].solves <= _TRIES or abs(predict() - before) > _NEWS * before:
+        solves = self.taken[window].solves
+        rare = solves.bit_count() == 1  # 4, 8, 16, ...: others, tried more rarely, may be tempting now
+        if solves <= _TRIES or rare or abs(predict() - before) > _NEWS * before:
             self.choices.clear()
 
     def _least(self, window: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +31,6 @@ def test_an_equation_that_converges_at_once_gets_larger_windows_from_solve_to_so
     model = clocked(lambda t, x: -x, lambda rows: 1 + 0.02 * rows)
     stats = [picard.solve(ode(model), times(800), method="euler", window="auto").stats for _ in range(5)]
     assert stats[0].window < stats[-1].window
-    assert stats[-1].window == stats[-2].window
     fixed = [picard.solve(ode(model), times(800), method="euler", window=each).stats for each in (*WINDOWS, 128, 256)]
     cost = [each.rounds + 0.02 * each.evaluations for each in (stats[-1], *fixed)]
     assert cost[0] <= 1.1 * min(cost)
@@ -83,13 +83,13 @@ def test_what_was_chosen_is_not_worked_out_again(
         return len(worked) - before
 
     assert count() == 1
-    for _ in range(4):  # until nothing is news
+    for _ in range(24):  # until nothing is news
         count()
     assert [count() for _ in range(3)] == [0, 0, 0]
     assert count(tolerance=1e-8) == 1
-    assert count(max_rows="auto") == 1
     assert count(method="heun") == 1
     assert count() == 0
+    assert count(max_rows="auto") == 1
 
 
 @torch.no_grad()
@@ -125,3 +125,27 @@ def test_a_larger_window_is_tried_where_nodes_are_left_out(clocked: Callable[...
 
     taken = [solve("auto") for _ in range(8)][-1]
     assert taken <= 1.05 * min(solve(window) for window in (64, 128, 256))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(2))
+def test_the_best_window_is_found_on_a_machine_that_is_disturbed(seed: int, clocked: Callable[..., Clocked]) -> None:
+    """Every third solve, measurements among them, takes up to three times as long: what was tried is tried again."""
+    benchmark, busy, source = benchmarks()["gmm2"], [1.0], random.Random(seed)
+    model = clocked(benchmark.model, lambda rows: busy[0] * (1 + 0.004 * rows))
+    whole = benchmark.problem(0)
+    problem = picard.Diffusion(
+        picard.Denoiser(model, benchmark.schedule, prediction="sample"), whole.x_T, noise=whole.noise
+    )
+
+    def solve(window: Any) -> picard.Solution:
+        return picard.solve(problem, 1000, method="ddpm", window=window)
+
+    chosen = []
+    for _ in range(12):
+        busy[0] = source.uniform(1, 3) if source.random() < 1 / 3 else 1.0
+        chosen.append(solve("auto").stats.window)
+    busy[0] = 1.0
+    best = min(model.taken(lambda window=window: solve(window))[0] for window in (64, 128, 256))  # type: ignore[misc]
+    last = max(set(chosen[-6:]), key=chosen[-6:].count)
+    assert model.taken(lambda: solve(last))[0] <= 1.1 * best, chosen
