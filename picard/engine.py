@@ -20,14 +20,14 @@ from picard.hold import Hold
 from picard.linearize import Linearization
 from picard.plan import Plan
 from picard.problem import Problem
-from picard.propagate import argument, finite
+from picard.propagate import finite
 from picard.rows import Conditioning, Rows, evaluate
 from picard.shapes import Float, Int
 from picard.tables import Tables
 from picard.thin import Thinning
 from picard.tolerance import Tolerance
-from picard.whole import Form, Whole
-from picard.window import Asks, State, Window
+from picard.whole import Form, Whole, arguments
+from picard.window import Asks, Window
 
 TINY = 4  # slots that a compiled round has at least: for one or two, compilers make other code
 
@@ -111,7 +111,7 @@ def run_round(setup: Setup, window: Window) -> Outcome:
     """Evaluate the window in one model call, propagate, and find what can be accepted."""
     index, functions, asked = window.index(), setup.functions, setup.asked(window)
     rows = rows_of(index, asked) + (0 if setup.certifier is None else setup.certifier.claims)
-    found = _evaluate(setup, window, window.state, index, asked)
+    found = _evaluate(setup, window, index, asked)
     aside = None
     if setup.certifier is not None or setup.thinning is not None:
         carries = setup.guess.carries_noise
@@ -135,27 +135,16 @@ def rows_of(index: Int[Tensor, "batch nodes"], asked: NDArray[np.bool_] | None) 
 
 
 def _evaluate(
-    setup: Setup,
-    window: Window,
-    state: State,
-    index: Int[Tensor, "batch nodes"],
-    asked: NDArray[np.bool_] | None,
+    setup: Setup, window: Window, index: Int[Tensor, "batch nodes"], asked: NDArray[np.bool_] | None
 ) -> Evaluated:
     """Call the model on the slots of every window that are `asked`, or all; `index` names their nodes.
 
     States that wait for their certificate are evaluated in the same call.
     """
-    nodes = state.nodes
-    inputs = None if setup.tables.inputs is None else setup.tables.inputs[index]
-    given = argument(inputs, state.z[:, : state.history + nodes], state.history)
-    z, sample = given.flatten(0, 1), window.sample()
-    node, place, among = index.flatten(), None, None
-    each: object = nodes
-    if asked is not None:
-        each = tuple(asked.sum(1).tolist())
-        place, among = send(np.flatnonzero(asked), z), send(asked, z)
-        z, node, sample = z[place], node[place], sample[place]
-    count, arrangement = len(z), (tuple(window.samples), each)
+    given = arguments(setup.tables, window.state, index)
+    place, sample, arrangement = window.rows(asked)
+    z, node = picked(given.flatten(0, 1), place), picked(index.flatten(), place)
+    count = len(z)
     certifier = setup.certifier
     if certifier is None or certifier.claim is None:
         value, diffusion = call_model(setup, z, node, sample, arrangement)
@@ -163,7 +152,7 @@ def _evaluate(
         claim = certifier.claim
         z, node = torch.cat([z, claim.states]), torch.cat([node, claim.nodes])
         sample = torch.cat([sample, claim.samples])
-        value, diffusion = call_model(setup, z, node, sample, (*arrangement, claim))
+        value, diffusion = call_model(setup, z, node, sample, (arrangement, claim))
         certifier.check(value[count:].flatten(1).to(z.dtype))
         value = value[:count]
 
@@ -172,7 +161,13 @@ def _evaluate(
 
     noise = None if window.ring is None else window.ring.at(index)
     diffusion = None if diffusion is None else spread(diffusion)
-    return Evaluated.of(given, spread(value), diffusion, noise, setup.tables, index, state.past, among)
+    among = None if asked is None else send(asked, z)
+    return Evaluated.of(given, spread(value), diffusion, noise, setup.tables, index, window.state.past, among)
+
+
+def picked(values: Tensor, place: Int[Tensor, " rows"] | None) -> Tensor:
+    """Take rows from their places, or all of them."""
+    return values if place is None else values[place]
 
 
 def scattered(found: Tensor, place: Int[Tensor, " rows"] | None, count: int) -> Tensor:

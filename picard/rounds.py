@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from picard.device import send
-from picard.engine import TINY, Outcome, Setup, rows_of, run_round, scattered
+from picard.engine import TINY, Outcome, Setup, picked, rows_of, run_round, scattered
 from picard.functions import Functions
 from picard.problem import Outputs
 from picard.rows import Rows, evaluate
@@ -54,16 +54,11 @@ def _ask(
 ) -> tuple[Tensor, Tensor | None]:
     """Call the model on the slots that are `asked`, or all; the others are zero."""
     problem, scales = setup.problem, setup.tables.scales
-    x, t, sample, place = asks.x, asks.t, window.sample(), None
-    each: object = window.nodes
-    if asked is not None:
-        each, place = tuple(asked.sum(1).tolist()), send(np.flatnonzero(asked), x)
-        x, t, sample = x[place], t[place], sample[place]
-    cond = setup.conditioning.of((tuple(window.samples), each), sample)
-    apart, scaled = form.convert is not None, None
-    if scales is not None and not apart:
-        node = asks.nodes.flatten()
-        scaled = scales[node if place is None else node[place]]
+    place, sample, arrangement = window.rows(asked)
+    x, t = picked(asks.x, place), picked(asks.t, place)
+    cond = setup.conditioning.of(arrangement, sample)
+    apart = form.convert is not None
+    scaled = None if scales is None or apart else scales[picked(asks.nodes.flatten(), place)]
     value, diffusion = evaluate(Outputs(problem) if apart else problem, Rows(t, x, cond, scaled), setup.max_rows)
     count = asks.nodes.numel()
     value = value.contiguous()  # outputs of other strides would be compiled for once more

@@ -92,7 +92,7 @@ def asks_of(form: Form, given: Given, state: State, limit: Int[Tensor, " batch"]
     tables = given.tables
     nodes = state.ahead().clamp_max(len(tables.a) - 1)
     t = tables.times[nodes].flatten()
-    x = _argument(tables, state, nodes).to(form.rules.dtype).reshape(-1, *form.shape)
+    x = arguments(tables, state, nodes).to(form.rules.dtype).reshape(-1, *form.shape)
     return Asks(nodes, t if given.clock is None else given.clock[t], x, limit)
 
 
@@ -151,7 +151,7 @@ def _found(
 ) -> Evaluated:
     """Put together what was found at the nodes of the windows."""
     tables, ring, numbers, _ = given
-    x, shape = _argument(tables, state, index), tuple(index.shape)
+    x, shape = arguments(tables, state, index), tuple(index.shape)
     field = value.to(x.dtype)
     if form.convert is not None:
         node = index.flatten()
@@ -165,6 +165,7 @@ def _found(
     return Evaluated.of(x, field, diffusion, noise, tables, index, state.past, state.inside())
 
 
-def _argument(tables: Tables, state: State, index: Int[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes dims"]:
+def arguments(tables: Tables, state: State, index: Int[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes dims"]:
+    """Return what the field is evaluated at in every slot."""
     inputs = None if tables.inputs is None else tables.inputs[index]
     return argument(inputs, state.z[:, : state.history + state.nodes], state.history)

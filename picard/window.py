@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from picard.device import send
@@ -163,6 +164,22 @@ class Window:
         if self._rows is None or self._rows[0] != self.samples or len(self._rows[1]) != self.nodes * len(self.samples):
             self._rows = self.samples, send(np.repeat(self.samples, self.nodes), self.state.begin)
         return self._rows[1]
+
+    def rows(self, asked: NDArray[np.bool_] | None) -> tuple[Int[Tensor, " rows"] | None, Tensor, object]:
+        """Say which rows, one for every slot of every sample, are evaluated.
+
+        Args:
+            asked: which slots are, shape (batch, nodes); `None` if all are.
+
+        Returns:
+            The places of these rows, `None` if they are all; their samples' indices in the batch; and a name for the
+            latter, under which what is repeated for them is found again.
+        """
+        sample = self.sample()
+        if asked is None:
+            return None, sample, (tuple(self.samples), self.nodes)
+        place = send(np.flatnonzero(asked), sample)
+        return place, sample[place], (tuple(self.samples), tuple(asked.sum(1).tolist()))
 
     def move(self, state: State, asks: Asks | None = None) -> None:
         """Take on a new state, and what the network is asked there, if it is known."""
