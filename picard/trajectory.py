@@ -95,9 +95,9 @@ def check_save(save: str | Sequence[int] | Tensor, steps: int) -> list[int]:
             msg = f"unknown save {save!r}: {close_match(save, ('last', 'all'))}, or indices of grid points"
             raise InvalidProblemError(msg)
         return [steps] if save == "last" else list(range(steps + 1))
-    points = save.tolist() if isinstance(save, Tensor) else list(save) if isinstance(save, Iterable) else []
-    whole = all(isinstance(point, int) and -steps - 1 <= point <= steps for point in points)
-    if not points or not whole:
+    given: object = save.tolist() if isinstance(save, Tensor) else save
+    points = list(given) if isinstance(given, Iterable) else []
+    if not points or not all(type(point) is int and -steps - 1 <= point <= steps for point in points):
         msg = f"save must be 'last', 'all' or indices within the {steps + 1} grid points; given {describe(save)}"
         raise InvalidProblemError(msg)
     points = [point % (steps + 1) for point in points]
