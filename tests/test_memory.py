@@ -59,6 +59,24 @@ def test_a_single_row_that_does_not_fit_is_an_error() -> None:
 
 
 @torch.no_grad()
+def test_two_methods_of_an_object_are_two_models() -> None:
+    class Pair:
+        def heavy(self, t: Tensor, x: Tensor) -> Tensor:
+            if len(x) > 10:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return -x
+
+        def light(self, t: Tensor, x: Tensor) -> Tensor:
+            return -x
+
+    pair = Pair()
+    options: dict[str, Any] = {"method": "euler", "window": 32}
+    for drift, most in ((pair.heavy, 10), (pair.light, None), (pair.heavy, 10)):
+        limit = picard.solve(picard.ODE(drift, start(2, 3)), times(100), **options).stats.max_rows
+        assert limit is None if most is None else limit is not None and limit <= most
+
+
+@torch.no_grad()
 def test_other_errors_pass() -> None:
     drift = Small(10, RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
