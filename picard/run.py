@@ -62,7 +62,6 @@ class Run:
         """Run round after round until every sample is through, or something ends the solve."""
         window = self.window
         for outcome in self._outcomes():
-            self.evaluations += outcome.rows
             info = self._record(outcome)
             failed = outcome.usable.index(0) if throw and 0 in outcome.usable else None
             sample, node = (window.samples[failed], window.begin[failed]) if failed is not None else (0, 0)
@@ -86,11 +85,11 @@ class Run:
                 return
             outcomes = run_rounds(self.setup, window, self.max_rounds and self.max_rounds - self.rounds)
             self.syncs += 1
+            self.evaluations += sum(outcome.rows for outcome in outcomes)  # also of those that nobody will ask for
             while outcomes and window.samples:
                 yield outcomes.pop(0)
                 if self.kept:
                     outcomes = [only(later, self.kept) for later in outcomes]
-            self.evaluations += sum(later.rows for later in outcomes)  # past the end, for nothing
 
     def _record(self, outcome: Outcome) -> RoundInfo | None:
         """Count the round, keep the accepted states, mark samples whose model failed, and tell it if anyone listens."""

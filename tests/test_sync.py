@@ -12,7 +12,7 @@ import picard
 from picard.convert import Prediction
 from picard.progress import RoundInfo
 from tests.compiled_solves import CASES
-from tests.problems import F64, PREDICTIONS, diffusion, pendulum, times
+from tests.problems import F64, PREDICTIONS, SCHEDULES, Counted, diffusion, network, pendulum, start, times
 
 AHEAD = [name for name in CASES if name != "polynomial"]
 each_count = pytest.mark.parametrize("count", [2, 3, 7])
@@ -52,6 +52,15 @@ def test_a_callback_ends_the_solve_where_it_stands() -> None:
     assert ahead.status == plain.status
     assert ahead.converged == plain.converged
     torch.testing.assert_close(ahead.ys, plain.ys, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_that_ran_before_a_callback_ended_the_solve_are_counted() -> None:
+    model = Counted(network(SCHEDULES["linear"], "sample"))
+    denoiser = picard.Denoiser(model, SCHEDULES["linear"], prediction="sample")
+    problem = picard.Diffusion(denoiser, start(2, 3), noise=picard.Noise.from_seed(0))
+    with torch.no_grad():
+        solution = picard.solve(problem, 50, method="ddpm", window=10, sync_every=4, callback=lambda info: True)
+    assert solution.stats.evaluations == sum(model.rows)
 
 
 def test_rounds_are_not_exceeded() -> None:
