@@ -82,7 +82,7 @@ def follow(
     finite, everyone = [], torch.arange(batch)
     for node in range(plan.nodes):
         rows = Rows(
-            tables.times[node].expand(batch),
+            tables.times[node].repeat(batch),  # a copy: models may work on their time in place
             _argument(states, inputs[node]).to(x0.dtype),
             conditioning.of(None, everyone),
             None if tables.scales is None else tables.scales[node].expand(batch, 2),

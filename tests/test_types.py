@@ -112,6 +112,18 @@ def test_a_drift_that_works_in_place_is_refused(solver: Any, grad: bool) -> None
     assert torch.equal(x0, before)
 
 
+@pytest.mark.parametrize("solver", [picard.solve, picard.sequential])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_drift_may_work_on_its_time_in_place(solver: Any, batch: int) -> None:
+    def drift(t: Tensor, x: Tensor) -> Tensor:
+        t *= 2
+        return torch.cos(t)[:, None] * x
+
+    plain = picard.ODE(lambda t, x: torch.cos(2 * t)[:, None] * x, start(batch, 2))
+    own = picard.ODE(drift, start(batch, 2))
+    assert torch.equal(solver(own, times(20), method="euler").final, solver(plain, times(20), method="euler").final)
+
+
 def test_representations_show_no_values() -> None:
     problem = picard.ODE(lambda t, x: 0 * x, torch.full((2, 2), 123.456, dtype=F64))
     solution = picard.solve(problem, times(20), method="euler")
