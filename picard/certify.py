@@ -159,8 +159,9 @@ class Certifier:
     def divergence(
         self, nodes: Int[Tensor, "batch nodes"], square: Float[Tensor, "batch nodes"]
     ) -> Float[Tensor, "batch nodes"]:
-        """Divide squared defects by twice the noise's variance; infinite where a step without noise has a defect."""
-        return torch.where(square > 0, square / (2 * self.tables.c[nodes].square()), 0)
+        """Divide squared defects by twice the noise's variance; infinite without noise, or for a field that is NaN."""
+        divided = torch.where(square == 0, 0, square / (2 * self.tables.c[nodes].square()))
+        return divided.nan_to_num(torch.inf, torch.inf)
 
     def measure(self, ratio: Float[Tensor, "batch nodes"]) -> None:
         """Note squared ratios of change of field to change of state."""

@@ -89,7 +89,8 @@ def test_the_other_samples_go_on(step: int) -> None:
     assert caught.value.solution is solution
 
 
-def test_a_diffusion_network_that_fails_is_named() -> None:
+@pytest.mark.parametrize("tolerance", [None, picard.TotalVariation(0.5)], ids=["change", "residual"])
+def test_a_diffusion_network_that_fails_is_named(tolerance: picard.Tolerance | None) -> None:
     plain = network(picard.Schedule.linear(), "epsilon")
 
     def model(x: Tensor, t: Tensor, mark: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ def test_a_diffusion_network_that_fails_is_named() -> None:
     denoiser = picard.Denoiser(model, picard.Schedule.linear())
     problem = picard.Diffusion(denoiser, start(2, 3), cond={"mark": torch.arange(2)})
     with pytest.raises(picard.NonFiniteError, match="time 300") as caught:
-        picard.solve(problem, 20, method="ddpm")
+        picard.solve(problem, 20, method="ddpm", window=8, tolerance=tolerance)
     assert (caught.value.step, caught.value.sample, caught.value.where) == (13, 1, "drift")
 
 

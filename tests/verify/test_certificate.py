@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 import picard
 from benchmarks.gaussian import Setting, exact
@@ -95,6 +97,26 @@ def test_the_error_of_the_bound_is_capped_with_it() -> None:
     assert of(1000.0, 1100.0) == (1.0, 0.0)
     assert of(0.1, float("inf")) == (1.0, 0.0)
     assert of(0.1)[1] == float("inf")
+
+
+def test_a_field_that_is_no_number_at_an_accepted_state_bounds_nothing() -> None:
+    """It was finite where the state was guessed; only the evaluation for the certificate meets the failure."""
+    plain, calls, fails = mixture_diffusion(Mixture.random(0), picard.Schedule.cosine(50), seed=0), [0], [0]
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        calls[0] += 1
+        failing = (t > 0) & (calls[0] == fails[0])
+        return torch.where(failing[:, None], math.nan, plain.denoiser.model(x, t))
+
+    problem = picard.Diffusion(replace(plain.denoiser, model=model), plain.x_T, noise=plain.noise)
+    options: dict[str, Any] = {"window": 20, "tolerance": picard.FixedRounds(2), "certify": True}
+    for fails_last in (False, True):
+        calls[0] = 0
+        with torch.no_grad():
+            solution = picard.solve(problem, 20, method="ddpm", **options)
+        assert isinstance(solution.certificate, LawCertificate)
+        assert bool(solution.certificate.kl.isinf().all()) is fails_last
+        fails[0] = calls[0]  # the last call is of the last node, at time 0, and of all states accepted before
 
 
 @dataclass(frozen=True)
