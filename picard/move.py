@@ -45,7 +45,7 @@ def open_windows(setup: Setup, x: Float[Tensor, "batch dims"], ring: Ring | None
         first + state.history,
         known,
         Linearized(torch.cat([state.past, state.values], 1), state.slope, None),
-        None if ring is None else ring.at,
+        None if ring is None or setup.problem.noise_in_field else ring.at,  # there is no diffusion yet to scale it
         None,
         None,
         Places(zeros, zeros, zeros, width, window.samples),

@@ -112,6 +112,12 @@ def test_warm_start(case: Case, linearization: str) -> None:
     check(case, linearization=linearization, guess=loose)
 
 
+@pytest.mark.parametrize("noise_type", ["diagonal", "scalar", "additive", "general"])
+def test_expected_values_of_an_equation_with_noise(noise_type: NoiseType) -> None:
+    """The first windows are full, and no diffusion is known there."""
+    check((sde(noise_type), times(STEPS), "euler"), few=True, guess=picard.Expected(torch.zeros(STEPS, 2, 4)))
+
+
 @each
 def test_a_warm_start_at_the_answer_needs_no_corrections(case: Case) -> None:
     problem, grid, method = case
