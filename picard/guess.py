@@ -117,4 +117,5 @@ def _share_of_step(plan: Plan) -> Tensor:
     """Say how far into its step every node is, from 0 to 1; nodes inside a step start between its two grid points."""
     starts = plan.times[plan.grid_nodes[:-1]]
     length = torch.cat([starts.diff(), plan.factor[-1:, 1] if plan.yardstick is None else starts.new_ones(1)])
-    return ((plan.times - starts[plan.step]) / length[plan.step]).clamp(0, 1)
+    share = (plan.times - starts[plan.step]) / length[plan.step]
+    return share.nan_to_num(0.0).clamp(0, 1)  # where a model is given the same time again there is no way to go

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from torch import Tensor
 
 import picard
 from picard.convert import Prediction
+from picard.grid import Levels, Times
 from picard.integrators import DDIM, DDPM, DPMSolver
-from picard.plan import Integrator
+from picard.plan import Integrator, Plan
 from picard.sde import NoiseType
 from picard.solution import Solution
 from tests.problems import PREDICTIONS, SCHEDULES, Case, diffusion, pendulum, rms, sde, times
@@ -126,6 +128,24 @@ def test_a_warm_start_at_the_answer_needs_no_corrections(case: Case) -> None:
     known = picard.sequential(problem, grid, method=method, save="all")
     nodes = known.stats.rounds
     solution = picard.solve(problem, grid, method=method, guess=known, window=nodes, tolerance=1e-9)
+    assert solution.stats.rounds <= 2
+    assert_equal(solution.final[None], known.final[None], 1e-8)
+
+
+@dataclass(frozen=True)
+class Again:
+    """A method that gives the model the same time at two steps."""
+
+    def plan(self, points: Times | Levels) -> Plan:
+        plan = DDIM().plan(points)
+        times = plan.times.clone()
+        times[4] = times[3]
+        return replace(plan, times=times)
+
+
+def test_a_warm_start_goes_by_steps_where_times_repeat() -> None:
+    known = picard.sequential(diffusion(), 2 * STEPS, method=Again(), save="all")
+    solution = picard.solve(diffusion(), 2 * STEPS, method=Again(), guess=known, window=2 * STEPS, tolerance=1e-9)
     assert solution.stats.rounds <= 2
     assert_equal(solution.final[None], known.final[None], 1e-8)
 
