@@ -142,8 +142,8 @@ class FixedRounds(Tolerance):
 
     def __post_init__(self) -> None:
         """Check the number."""
-        if self.rounds < 1:
-            msg = f"FixedRounds needs at least one round; given {self.rounds}"
+        if not isinstance(self.rounds, int) or self.rounds < 1:
+            msg = f"FixedRounds needs a whole number of rounds, at least one; given {describe(self.rounds)}"
             raise InvalidProblemError(msg)
 
     def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:

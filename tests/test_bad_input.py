@@ -183,7 +183,9 @@ CASES: dict[str, Refusal] = {
     "tolerance": (optioned(tolerance=-1.0), InvalidProblemError, ["not negative", "-1"]),
     "tolerance as text": (optioned(tolerance="small"), InvalidProblemError, ["a number", "NoiseRatio(0.1)"]),
     "infinite tolerance": (lambda: RelAbs(rtol=float("inf")), InvalidProblemError, ["rtol", "finite"]),
-    "no rounds": (lambda: FixedRounds(0), InvalidProblemError, ["at least one round"]),
+    "no rounds": (lambda: FixedRounds(0), InvalidProblemError, ["at least one", "0 (int)"]),
+    "half a round": (lambda: FixedRounds(2.5), InvalidProblemError, ["whole number of rounds", "2.5 (float)"]),  # type: ignore[arg-type]
+    "rounds that are no number": (lambda: FixedRounds(NAN), InvalidProblemError, ["whole number of rounds"]),  # type: ignore[arg-type]
     "noise ratio of an ode": (optioned(tolerance=NoiseRatio(0.1)), NotSupportedError, ["RelAbs(rtol, atol)"]),
 }
 
