@@ -11,6 +11,7 @@ from torch import Tensor
 
 from picard.convert import FromPrediction, Prediction
 from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
+from picard.rows import map_tensors
 from picard.schedule import Schedule
 from picard.shapes import Float
 
@@ -162,11 +163,8 @@ def double(uncond: Any, cond: Any, original: Any, batch: int) -> Any:
         original: the same before it was repeated; tensors whose first dimension is the batch have rows.
         batch: number of samples.
     """
-    if isinstance(original, Tensor):
-        return torch.cat([uncond, cond]) if original.ndim and len(original) == batch else cond
-    if isinstance(original, Mapping):
-        return {name: double(uncond[name], cond[name], value, batch) for name, value in original.items()}
-    if isinstance(original, (list, tuple)):
-        items = zip(uncond, cond, original, strict=True)
-        return type(original)(double(one, other, value, batch) for one, other, value in items)
-    return cond
+
+    def both(one: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return torch.cat([first, second]) if one.ndim and len(one) == batch else second
+
+    return map_tensors(original, both, uncond, cond)

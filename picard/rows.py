@@ -190,12 +190,14 @@ class RowCond:
         return self.source.repeated(self)
 
 
-def map_tensors(value: Any, apply: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every tensor inside nested dicts, lists and tuples."""
+def map_tensors(value: Any, apply: Callable[..., Tensor], *others: Any) -> Any:
+    """Apply a function to every tensor inside nested dicts, lists and tuples, and to what others have in its place."""
     if isinstance(value, Tensor):
-        return apply(value)
+        return apply(value, *others)
     if isinstance(value, Mapping):
-        return {name: map_tensors(item, apply) for name, item in value.items()}
+        return {name: map_tensors(item, apply, *(one[name] for one in others)) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(map_tensors(item, apply) for item in value)
+        items = [map_tensors(item, apply, *rest) for item, *rest in zip(value, *others, strict=True)]
+        made: Any = getattr(value, "_make", type(value))  # a named tuple takes its items one by one
+        return made(items)
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -139,6 +139,11 @@ def test_max_rows_splits_calls_and_changes_nothing(kind: str, most: int) -> None
     assert calls == [min(most, info.rows - first) for info in infos for first in range(0, info.rows, most)]
 
 
+class Pair(NamedTuple):
+    name: str
+    twice: Tensor
+
+
 @pytest.mark.parametrize("max_rows", [None, 4])
 @pytest.mark.parametrize("batch", [1, 3])
 @torch.no_grad()
@@ -156,6 +161,8 @@ def test_conditioning_is_repeated_per_row(batch: int, max_rows: int | None) -> N
         assert torch.equal(deep["inner"][1]["image"][:, 0, 1], mark - 5)
         assert deep["inner"][1]["image"].shape == (rows, 2, 3)
         assert isinstance(deep["inner"], tuple)
+        assert isinstance(deep["pair"], Pair)
+        assert torch.equal(deep["pair"].twice, 2 * mark)
         assert deep["table"] is table
         assert weight is sent["weight"]
         assert scale.ndim == 0
@@ -163,7 +170,8 @@ def test_conditioning_is_repeated_per_row(batch: int, max_rows: int | None) -> N
         return torch.stack([0 * x[:, 0], torch.sin(x[:, 1]) + 1], 1)
 
     image = (mark - 5)[:, None, None].expand(batch, 2, 3)
-    deep = {"inner": (mark + 10, {"image": image}), "table": table, "none": None}
+    pair = Pair("pair", 2 * mark)
+    deep = {"inner": (mark + 10, {"image": image}), "pair": pair, "table": table, "none": None}
     sent = {"mark": mark, "deep": deep, "name": "euler", "weight": weight, "scale": torch.tensor(3.0)}
     x0 = torch.stack([mark, torch.linspace(0, 2, batch, dtype=F64)], 1)
     picard.solve(picard.ODE(drift, x0, cond=sent), times(20), method="euler", window=6, max_rows=max_rows)
