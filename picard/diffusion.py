@@ -94,10 +94,14 @@ class Diffusion(Problem):
 
     def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Evaluate the data prediction."""
-        return self.denoiser.conversion(rows.x, self.output(rows), rows.t, rows.scales), None
+        return self.denoiser.conversion(rows.x, self._answer(rows), rows.t, rows.scales), None
 
     def output(self, rows: Rows) -> Tensor:
         """Evaluate the network."""
+        return self._answer(rows).to(rows.x.dtype)
+
+    def _answer(self, rows: Rows) -> Tensor:
+        """Evaluate the network, whose dtype may be its own."""
         both = rows.cond.tensors()
         cond = both.get("cond", {})
         if self.denoiser.guidance is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -114,26 +113,6 @@ def check_callable(name: str, value: object) -> None:
     if not callable(value):
         msg = f"{name} must be callable as {name}(t, x, **cond); given {describe(value)}"
         raise InvalidProblemError(msg)
-
-
-@dataclass(frozen=True, eq=False)
-class Outputs:
-    """A problem's network alone, as if what it returns were the field.
-
-    Attributes:
-        problem: the problem.
-    """
-
-    problem: Problem
-
-    @property
-    def callee(self) -> object:
-        """The network."""
-        return self.problem.callee
-
-    def field(self, rows: Rows) -> tuple[Tensor, None]:
-        """Evaluate the network."""
-        return self.problem.output(rows), None
 
 
 def check_state(name: str, x: object) -> None:

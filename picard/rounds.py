@@ -10,7 +10,6 @@ from torch import Tensor
 from picard.device import send
 from picard.engine import TINY, Outcome, Setup, picked, rows_of, run_round, scattered
 from picard.functions import Functions
-from picard.problem import Outputs
 from picard.rows import Rows, evaluate
 from picard.whole import Form, Given, Whole, asks_of
 from picard.window import Asks, Window
@@ -53,13 +52,12 @@ def _ask(
     setup: Setup, form: Form, window: Window, asks: Asks, asked: NDArray[np.bool_] | None
 ) -> tuple[Tensor, Tensor | None]:
     """Call the model on the slots that are `asked`, or all; the others are zero."""
-    problem, scales = setup.problem, setup.tables.scales
+    scales, apart = setup.tables.scales, form.convert is not None
     place, sample, arrangement = window.rows(asked)
     x, t = picked(asks.x, place), picked(asks.t, place)
     cond = setup.conditioning.of(arrangement, sample)
-    apart = form.convert is not None
     scaled = None if scales is None or apart else scales[picked(asks.nodes.flatten(), place)]
-    value, diffusion = evaluate(Outputs(problem) if apart else problem, Rows(t, x, cond, scaled), setup.max_rows)
+    value, diffusion = evaluate(setup.problem, Rows(t, x, cond, scaled), setup.max_rows, output=apart)
     count = asks.nodes.numel()
     value = value.contiguous()  # outputs of other strides would be compiled for once more
     return scattered(value, place, count), None if diffusion is None else scattered(diffusion, place, count)

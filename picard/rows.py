@@ -52,9 +52,13 @@ class Evaluable(Protocol):
         """Return the value at every row, and the diffusion there if noise enters through the field."""
         ...
 
+    def output(self, rows: Rows) -> Tensor:
+        """Return what the network alone says at every row."""
+        ...
+
 
 def evaluate(
-    problem: Evaluable, rows: Rows, max_rows: int | None
+    problem: Evaluable, rows: Rows, max_rows: int | None, *, output: bool = False
 ) -> tuple[Float[Tensor, "rows *state"], Tensor | None]:
     """Call the model on all rows, in pieces of at most `max_rows`.
 
@@ -64,9 +68,10 @@ def evaluate(
         problem: the problem.
         rows: the input.
         max_rows: rows a call may hold; `None` for no limit. It changes memory, never the result.
+        output: whether the network is asked alone; otherwise for the field.
 
     Returns:
-        The field without noise at every row, shape (rows, *state), and its diffusion, if any.
+        The field without noise or the output at every row, shape (rows, *state), and its diffusion, if any.
 
     Raises:
         InvalidProblemError: if the model's output has another shape, dtype or device than its input, or the model
@@ -80,7 +85,9 @@ def evaluate(
         piece = rows.part(start, min(start + size, count))
         version = _version(piece.x)
         try:
-            parts.append(checked(*problem.field(piece), piece.x))
+            found: tuple[Tensor, Tensor | None]
+            found = (problem.output(piece), None) if output else problem.field(piece)
+            parts.append(checked(*found, piece.x))
         except Exception as error:
             if len(piece.x) == 1 or not out_of_memory(error):
                 raise

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import picard
 from picard.memory import out_of_memory
-from tests.problems import F64, start, times
+from tests.problems import F64, diffusion, start, times
 
 CPU = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 
@@ -74,6 +74,21 @@ def test_two_methods_of_an_object_are_two_models() -> None:
     for drift, most in ((pair.heavy, 10), (pair.light, None), (pair.heavy, 10)):
         limit = picard.solve(picard.ODE(drift, start(2, 3)), times(100), **options).stats.max_rows
         assert limit is None if most is None else limit is not None and limit <= most
+
+
+@torch.no_grad()
+def test_what_fits_is_known_whether_the_network_is_asked_alone_or_not() -> None:
+    source = diffusion(prediction="epsilon")
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        if len(x) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return source.denoiser.model(x, t)
+
+    problem = picard.Diffusion(picard.Denoiser(model, source.denoiser.schedule), source.x_T, noise=source.noise)
+    found = [picard.solve(problem, 30, method="ddpm", window=8, sync_every=count) for count in (2, 1)]
+    assert found[0].stats.max_rows == found[1].stats.max_rows == 4
+    torch.testing.assert_close(found[0].final, found[1].final)
 
 
 @torch.no_grad()

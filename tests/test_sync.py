@@ -106,6 +106,16 @@ def test_outputs_become_the_same_data(prediction: Prediction, clip: str) -> None
     torch.testing.assert_close(ahead.final, plain.final, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_network_may_answer_in_a_dtype_of_its_own(dtype: torch.dtype) -> None:
+    source = diffusion(prediction="epsilon")
+    model = source.denoiser.model
+    denoiser = picard.Denoiser(lambda x, t: model(x, t).to(dtype), source.denoiser.schedule)
+    problem = picard.Diffusion(denoiser, source.x_T.float(), noise=source.noise)
+    plain, ahead = (picard.solve(problem, 30, method="ddpm", window=8, sync_every=count) for count in (1, 2))
+    torch.testing.assert_close(ahead.final, plain.final)
+
+
 def test_half_precision_is_rounded_the_same() -> None:
     source = diffusion(prediction="epsilon")
     problem = picard.Diffusion(source.denoiser, source.x_T.half(), noise=source.noise)
