@@ -198,7 +198,7 @@ def _slopes(
         moved, answered = z - state.argument, found.values[:, state.history :] - state.values
         distance, size = torch.linalg.vector_norm(moved, dim=2), torch.linalg.vector_norm(z, dim=2)
         square = distance * distance
-        ratio = torch.linalg.vecdot(moved, answered) / square
+        ratio = (moved * answered).sum(2) / square  # autocast would round a product of vectors
         measured = state.evaluated & (distance > _FLOOR * torch.finfo(z.dtype).eps * size) & finite(ratio)
         if found.asked is not None:
             measured = measured & found.asked

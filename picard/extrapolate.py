@@ -11,6 +11,7 @@ from picard.device import send
 from picard.entering import Entering
 from picard.hold import Hold
 from picard.plan import Plan
+from picard.propagate import product
 from picard.shapes import Float, Int
 from picard.tables import Tables
 
@@ -61,8 +62,9 @@ class Extrapolate(Hold):
         past = latest - (torch.arange(_DEGREES) * self.stages)[:, None]
         source = past - (distance * self.stages)[:, None, None]
         trial = self._weights(source.transpose(1, 2), latest[:, 0])
-        missed = torch.einsum("bsqi,bisd->bqsd", send(trial.to(held.dtype), held), at(source)) - at(latest)
-        score = missed.square().sum((2, 3))
+        tests = product(send(trial.to(held.dtype), held).flatten(0, 1), at(source).transpose(1, 2).flatten(0, 1))
+        missed = tests.unflatten(0, (len(held), self.stages)) - at(latest).transpose(1, 2)
+        score = missed.square().sum((1, 3))
         tried = torch.arange(1, _DEGREES + 1) + distance[:, None] <= enough[:, None]
         score = torch.where(send(tried, score) & torch.isfinite(score), score, torch.inf)
         degree = torch.where(torch.isfinite(score).any(1), score.argmin(1), 0)
@@ -71,7 +73,7 @@ class Extrapolate(Hold):
         weights = send(weights.to(held.dtype), held)
         chosen = weights.gather(2, degree[:, None, None, None].expand(-1, len(new), 1, _DEGREES)).squeeze(2)
         own = send((new[:, None] % self.stages == stage).to(held.dtype), held)
-        found = torch.bmm((chosen[..., None] * own[:, None]).flatten(2), at(past).flatten(1, 2))
+        found = product((chosen[..., None] * own[:, None]).flatten(2), at(past).flatten(1, 2))
         sound = torch.isfinite(found).flatten(1).all(1) & send(enough > 0, found)
         return torch.where(sound[:, None, None], found, held)
 

@@ -112,7 +112,7 @@ def correct(
 
     Args:
         z: stale state after every node; the last one is not used.
-        mapped: step map at the stale states, see `step_map`.
+        mapped: step map at the stale states, see `step_map`; it may be overwritten.
         weights: derivative of every new state by the states before it, `a + b * slope`.
 
     Returns:
@@ -125,11 +125,18 @@ def correct(
     residual.nan_to_num_(0.0, 0.0, 0.0)  # a zero in the matrix must not meet an infinity
     if not _few(mapped.shape[2], nodes):
         answer = response(weights).tril(-1)[:, :, :inner]
-        return torch.baddbmm(mapped, answer, residual)
+        return mapped.baddbmm_(answer, residual)  # in place: see `product`
     carried = torch.zeros_like(mapped)  # (inverse - I) r solves the system with what the residuals r carry on
     for p in range(min(weights.shape[2], inner)):
         carried[:, 1 + p :].addcmul_(weights[:, 1 + p :, p, None], residual[:, : inner - p])
     return mapped + torch.linalg.solve_triangular(_system(weights), carried, upper=False, unitriangular=True)
+
+
+def product(
+    left: Float[Tensor, "batch rows inner"], right: Float[Tensor, "batch inner columns"]
+) -> Float[Tensor, "batch rows columns"]:
+    """Multiply matrices in their own dtype, also under autocast, which leaves alone what works in place."""
+    return right.new_empty(len(right), left.shape[1], right.shape[2]).baddbmm_(left, right, beta=0)
 
 
 def hold(
@@ -159,7 +166,7 @@ def hold(
     right = step_map(a, b, known, torch.cat([values, held], 1) if values.shape[1] else held, c, noise)
     if _few(right.shape[2], 4 * right.shape[1]):  # without a product to save, it pays for longer
         return torch.linalg.solve_triangular(_system(a), right, upper=False, unitriangular=True)
-    return torch.bmm(response(a), right)
+    return product(response(a), right)
 
 
 def rms(x: Float[Tensor, "batch nodes dims"], top: Float[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes"]:

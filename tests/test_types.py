@@ -86,6 +86,22 @@ def test_half_precision_accumulates_in_float32(state: torch.dtype) -> None:
         assert torch.equal(solver(ode, grid, method="euler").final, torch.full((1, 2), 5.0, dtype=state))
 
 
+@pytest.mark.parametrize("guess", ["extrapolate", "hold", "copy"])
+def test_autocast_is_for_the_model_alone(guess: str) -> None:
+    """States and corrections are not rounded to half precision beside it."""
+    ode = picard.ODE(lambda t, x: torch.sin(3 * x) - x, start(2, 100, dtype=torch.float32))
+    denoiser = picard.Denoiser(lambda x, t: torch.tanh(x), Schedule.linear(), prediction="sample")
+    sample = picard.Diffusion(denoiser, ode.x0, noise=picard.Noise.from_seed(0))
+    cases: list[tuple[Any, Any, str]] = [(ode, torch.linspace(0, 2, 33), "rk4"), (sample, 40, "dpmsolver++")]
+    for problem, grid, method in cases:
+        options: dict[str, Any] = {"method": method, "window": 12, "guess": guess}
+        expected = picard.solve(problem, grid, **options)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = picard.solve(problem, grid, **options)
+        assert torch.equal(found.final, expected.final)
+        assert found.stats.evaluations == expected.stats.evaluations
+
+
 def test_states_of_any_shape() -> None:
     for shape in ((1,), (2, 3), (3, 4, 5)):
         x0 = start(2, *shape)
