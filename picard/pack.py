@@ -48,18 +48,32 @@ class Pack:
         self._lead = lead
         self._shapes = [part.shape[lead:] for part in parts]
         self._dtypes = [part.dtype for part in parts]
-        self._sizes = [part[(0,) * lead].numel() * (1 + part.is_complex()) for part in parts]
+        self._sizes = [part.shape[lead:].numel() * (1 + part.is_complex()) for part in parts]
         self.dtype = reduce(
             torch.promote_types, [part.abs().dtype if part.is_complex() else part.dtype for part in parts]
         )
         self.device = parts[0].device
 
     def pack(self, y: Any) -> Tensor:
-        """Pack a state, (*lead, *shape) each part, into one tensor (*lead, numbers)."""
-        parts = [y] if self._single else y
+        """Pack a state, (*lead, *shape) each part, into one tensor (*lead, numbers).
+
+        Raises:
+            InvalidProblemError: if it is not laid out like y0.
+        """
+        parts = [y] if self._single else list(y) if isinstance(y, (tuple, list)) else []
         lead = self._lead
+        if len(parts) != len(self._shapes) or not all(map(self._fits, parts, self._shapes, self._dtypes)):
+            wanted = [f"{tuple(shape)} {dtype}" for shape, dtype in zip(self._shapes, self._dtypes, strict=True)]
+            given = [describe(part) for part in parts] or describe(y)
+            msg = f"func must return what it is given, {', '.join(wanted)}; it returned {given}"
+            raise InvalidProblemError(msg)
         flat = [torch.view_as_real(part) if part.is_complex() else part for part in parts]
-        return torch.cat([part.reshape((*part.shape[:lead], -1)).to(self.dtype) for part in flat], -1)
+        sized = zip(flat, self._sizes, strict=True)
+        return torch.cat([part.reshape((*part.shape[:lead], size)).to(self.dtype) for part, size in sized], -1)
+
+    def _fits(self, part: object, shape: torch.Size, dtype: torch.dtype) -> bool:
+        same = isinstance(part, Tensor) and part.shape[self._lead :] == shape
+        return same and isinstance(part, Tensor) and part.is_complex() == dtype.is_complex
 
     def unpack(self, x: Tensor) -> Any:
         """Unpack a tensor (..., numbers) into parts (..., *shape), in their own dtypes."""

@@ -230,6 +230,29 @@ def test_errors_of_the_function_itself_are_its_own() -> None:
         odeint(lambda t, y: y[:1], START, grid(), method="euler")
 
 
+@pytest.mark.parametrize("rows", [False, True])
+def test_what_has_as_many_numbers_in_another_layout_is_refused(rows: bool) -> None:
+    """torchdiffeq raises or takes another derivative; read on as they lie in memory, the numbers would mean nothing."""
+    square, pair = torch.randn(2, 3, 4, dtype=F64), (torch.zeros(2, 2, dtype=F64), torch.ones(2, 3, dtype=F64))
+    cases: list[tuple[Any, Any]] = [
+        (square, lambda t, y: y.mT),
+        (square, lambda t, y: y.flatten(-2)),
+        (square, lambda t, y: (y, y)),
+        (square, lambda t, y: 1j * y),
+        (pair, lambda t, y: (y[1], y[0])),
+        (pair, lambda t, y: y[:1]),
+        (pair, lambda t, y: y[0]),
+    ]
+    for y0, func in cases:
+        with pytest.raises(InvalidProblemError, match=r"func must return what it is given, .*; it returned"):
+            odeint(func, y0, grid(), method="euler", options={"rows": rows})
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(InvalidProblemError, match="at least one sample"):
+        odeint(lambda t, y: -y, START.new_zeros(0, 3), grid(), method="euler", options={"rows": True})
+
+
 REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"method": "dopri5"}, NotSupportedError, "euler, midpoint, heun2, heun3, rk4"),
     ({"method": None}, NotSupportedError, "dopri5, chooses its steps"),
