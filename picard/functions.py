@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -78,6 +79,19 @@ def functions_of(
 _MADE: dict[Any, Functions] = {}
 
 
+def _own(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a function code of its own: by that a compiler counts how often it has made it, and gives up some time."""
+
+    def own(*args: Any, **keywords: Any) -> Any:
+        return function(*args, **keywords)
+
+    own.__code__ = own.__code__.replace(co_name=f"own_{next(_COUNT)}")
+    return own
+
+
+_COUNT = itertools.count()
+
+
 def _compile(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
     given = {"fullgraph": True, **options}
     skip = getattr(torch.compiler, "skip_guard_on_globals_unsafe", None)  # from torch 2.8 on
@@ -86,14 +100,20 @@ def _compile(function: Callable[..., Any], options: Mapping[str, Any]) -> Callab
         # sizes again inside it, would take more than half of its time.
         checks = {} if "backend" in given else {"size_asserts": False}
         given["options"] = {"guard_filter_fn": skip, **checks, **given.get("options", {})}
-    made = torch.compile(function, **given)
-    from torch._dynamo.exc import TorchDynamoException
+    made = torch.compile(_own(function), **given)
+    from torch._dynamo import exc
     from torch._inductor.exc import InductorError
 
+    too_many: Any = getattr(exc, "FailOnRecompileLimitHit", ())  # from torch 2.6 on
+
     def call(*args: Any, **keywords: Any) -> Any:
+        nonlocal made
         try:
             return made(*args, **keywords)
-        except (TorchDynamoException, InductorError) as error:
+        except too_many:  # kinds of sizes, of which every one is made apart
+            made = torch.compile(_own(function), **given)
+            return made(*args, **keywords)
+        except (exc.TorchDynamoException, InductorError) as error:
             msg = (
                 f"this solve's rounds cannot be compiled: {str(error).splitlines()[0]}; compile=True needs a compiler "
                 "for C++ (on a CPU) or Triton (on a GPU), and rules made of tensor operations: leave it out, or "

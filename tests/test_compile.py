@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import picard
+from picard import functions
 from tests.compiled_solves import CASES, POLICIES
 from tests.problems import diffusion
 
@@ -74,3 +75,20 @@ def test_rounds_that_certify_are_not_compiled() -> None:
     solution = picard.solve(diffusion(), 10, method="ddpm", certify=True, compile={"backend": refuse})
     assert solution.certificate is not None
     assert torch.isfinite(solution.final).all()
+
+
+def test_a_compiler_that_counts_is_asked_anew() -> None:
+    """It makes code for so many kinds of sizes and no more: those of other solves do not count, nor end this one."""
+    from torch._dynamo import config, exc
+
+    if not hasattr(exc, "FailOnRecompileLimitHit"):
+        pytest.skip("this torch does not say that it is about the count")
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    with config.patch(recompile_limit=2):
+        for _ in range(3):
+            call = functions._compile(double, {"backend": "eager", "dynamic": False})
+            for size in range(2, 7):
+                assert torch.equal(call(torch.ones(size)), torch.full((size,), 2.0))
