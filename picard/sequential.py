@@ -103,13 +103,14 @@ def follow(
         trajectory.store(samples, [node] * batch, [1] * batch, after.reshape(batch, 1, -1))
         bar.show(lambda node=node: prepared.steps_at[node + 1] * batch)  # type: ignore[misc]
     bad = ~torch.stack(finite).cpu()  # (nodes, value or state, batch): one wait for the device, at the end
+    reached = (~bad.any(1)).cumprod(0).sum(0).tolist()
     stats = Stats(plan.nodes, plan.nodes * batch, plan.nodes, batch, 1, 1, time.perf_counter() - started)
     solution = Solution(
         prepared.times[trajectory.points],
         trajectory.ys,
         trajectory.final,
         tuple(Status.NON_FINITE if flag else Status.CONVERGED for flag in bad.any(0).any(0).tolist()),
-        (plan.steps,) * batch,
+        tuple(prepared.steps_at[node] for node in reached),
         torch.zeros(batch, dtype=prepared.wide, device=x0.device),
         stats,
         prepared.problem.noise,

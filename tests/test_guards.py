@@ -69,9 +69,11 @@ def test_the_error_carries_what_was_solved_before(window: int) -> None:
 
 def test_sequential_names_the_same_place() -> None:
     with pytest.raises(picard.NonFiniteError) as caught:
-        picard.sequential(broken(13, 1), GRID, method="euler")
-    error = caught.value
+        picard.sequential(broken(13, 1), GRID, method="euler", save="all")
+    error, partial = caught.value, caught.value.solution
     assert (error.step, error.sample, error.where, error.round) == (13, 1, "drift", 14)
+    assert partial.converged == (40, 13, 40)
+    assert bool(torch.isfinite(partial.ys[:14]).all())
 
 
 @pytest.mark.parametrize("step", [0, 13, 39])
