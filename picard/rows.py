@@ -87,7 +87,10 @@ def evaluate(
         try:
             found: tuple[Tensor, Tensor | None]
             found = (problem.output(piece), None) if output else problem.field(piece)
-            parts.append(checked(*found, piece.x))
+            value, diffusion = checked(*found, piece.x)
+            if len(piece.x) < count:  # the next call may return the same memory, as a captured CUDA graph does
+                value, diffusion = value.clone(), None if diffusion is None else diffusion.clone()
+            parts.append((value, diffusion))
         except Exception as error:
             if len(piece.x) == 1 or not out_of_memory(error):
                 raise

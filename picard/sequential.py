@@ -89,7 +89,7 @@ def follow(
         )
         value, diffusion = evaluate(prepared.problem, rows, max_rows)
         noise = None if prepared.draw is None else prepared.draw(samples, [node] * batch)
-        value = value.to(prepared.wide)
+        value = value.to(prepared.wide, copy=plan.order > 1)  # the next call may return the same memory
         if diffusion is not None and noise is not None:
             value = kicked(value, diffusion.to(prepared.wide), tables.kick[node] * noise)
         values.append(value)

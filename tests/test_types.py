@@ -18,7 +18,7 @@ from picard.grid import Levels, Times
 from picard.plan import Plan
 from picard.progress import RoundInfo
 from picard.schedule import Schedule
-from tests.problems import F64, diffusion, network, pendulum, rms, sde, start, times
+from tests.problems import F64, diffusion, network, pendulum, pendulum_drift, rms, sde, start, times
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -138,6 +138,23 @@ def test_a_drift_may_work_on_its_time_in_place(solver: Any, batch: int) -> None:
     plain = picard.ODE(lambda t, x: torch.cos(2 * t)[:, None] * x, start(batch, 2))
     own = picard.ODE(drift, start(batch, 2))
     assert torch.equal(solver(own, times(20), method="euler").final, solver(plain, times(20), method="euler").final)
+
+
+@pytest.mark.parametrize("max_rows", [None, 3])
+@torch.no_grad()
+def test_a_drift_may_return_the_same_memory_again(max_rows: int | None) -> None:
+    """As a captured CUDA graph does, and a function that writes into a buffer."""
+    memory = torch.zeros(200, 2, dtype=F64)
+
+    def drift(t: Tensor, x: Tensor) -> Tensor:
+        return memory[: len(x)].copy_(pendulum_drift(t, x))
+
+    plain, own = (picard.ODE(function, start(2, 2)) for function in (pendulum_drift, drift))
+    options: dict[str, Any] = {"method": "rk4", "window": 12}
+    expected = picard.solve(plain, times(20), max_rows=max_rows, **options)
+    assert torch.equal(picard.solve(own, times(20), max_rows=max_rows, **options).final, expected.final)
+    given, wanted = (picard.sequential(problem, times(20), method="rk4") for problem in (own, plain))
+    assert torch.equal(given.final, wanted.final)
 
 
 def test_representations_show_no_values() -> None:
