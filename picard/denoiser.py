@@ -154,6 +154,39 @@ class Denoiser:
         return output
 
 
+def check_halves(name: str, uncond: Any, cond: Any, batch: int) -> None:
+    """Check that the two halves of guidance differ in rows of samples only: all else, one call gives to both.
+
+    Args:
+        name: the argument's, for the message.
+        uncond: its value in the unconditional half.
+        cond: its value in the conditional one.
+        batch: number of samples.
+
+    Raises:
+        InvalidProblemError: if they differ in something else.
+    """
+    if isinstance(cond, Mapping) and isinstance(uncond, Mapping) and cond.keys() == uncond.keys():
+        for key, value in cond.items():
+            check_halves(f"{name}[{key!r}]", uncond[key], value, batch)
+    elif isinstance(cond, (list, tuple)) and isinstance(uncond, (list, tuple)) and len(cond) == len(uncond):
+        for i, value in enumerate(cond):
+            check_halves(f"{name}[{i}]", uncond[i], value, batch)
+    elif isinstance(cond, Tensor) and isinstance(uncond, Tensor) and cond.shape == uncond.shape:
+        if (cond.ndim == 0 or len(cond) != batch) and uncond is not cond and not torch.equal(uncond, cond):
+            msg = (
+                f"guidance's uncond may differ from cond in tensors with one row a sample only; given "
+                f"{describe(uncond)} for {name} and {batch} samples: write value.expand({batch}, *value.shape) for both"
+            )
+            raise InvalidProblemError(msg)
+    elif isinstance(cond, (Tensor, Mapping, list, tuple)) or (uncond is not cond and uncond != cond):
+        msg = (
+            f"guidance's uncond must be shaped as cond, and differ in tensors only; given {describe(uncond)} for "
+            f"{name}, cond has {describe(cond)}: write a tensor with one row a sample, e.g. uncond.expand_as(cond)"
+        )
+        raise InvalidProblemError(msg)
+
+
 def double(uncond: Any, cond: Any, original: Any, batch: int) -> Any:
     """Put the rows of the unconditional half before those of the conditional one.
 

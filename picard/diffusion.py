@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from picard.convert import FromPrediction
-from picard.denoiser import Denoiser, double
+from picard.denoiser import Denoiser, check_halves, double
 from picard.errors import InvalidGridError, InvalidProblemError, describe
 from picard.grid import Levels
 from picard.noise import Noise
@@ -52,13 +52,7 @@ class Diffusion(Problem):
             msg = f"guidance's uncond must name entries of cond; given {unknown}, cond has {sorted(self.cond)}"
             raise InvalidProblemError(msg)
         for name, value in uncond.items():
-            other = self.cond[name]
-            if isinstance(value, Tensor) and isinstance(other, Tensor) and value.shape != other.shape:
-                msg = (
-                    f"guidance's uncond must be shaped as cond; given {describe(value)} for {name!r}, cond has "
-                    f"{describe(other)}: write uncond.expand_as(cond)"
-                )
-                raise InvalidProblemError(msg)
+            check_halves(name, value, self.cond[name], len(self.x_T))
 
     @property
     def x0(self) -> Tensor:  # type: ignore[override]  # read-only here, as the whole object is

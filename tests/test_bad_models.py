@@ -104,6 +104,31 @@ CASES: dict[str, Refusal] = {
         InvalidProblemError,
         ["label"],
     ),
+    "uncond's table": (
+        lambda: guided(Guidance(2.0, {"table": torch.zeros(5)}), table=torch.ones(5)),
+        InvalidProblemError,
+        ["table", "one row a sample", "expand(2"],
+    ),
+    "uncond's flag": (
+        lambda: guided(Guidance(2.0, {"drop": True}), drop=False),
+        InvalidProblemError,
+        ["drop", "tensors only", "True (bool)"],
+    ),
+    "no uncond": (
+        lambda: guided(Guidance(2.0, {"label": None}), label=torch.zeros(2)),
+        InvalidProblemError,
+        ["label", "None", "shaped as cond"],
+    ),
+    "uncond's names": (
+        lambda: guided(Guidance(2.0, {"more": {"b": torch.zeros(2)}}), more={"a": torch.zeros(2)}),
+        InvalidProblemError,
+        ["more", "shaped as cond"],
+    ),
+    "an uncond inside": (
+        lambda: guided(Guidance(2.0, {"more": [3, {"a": torch.zeros(3)}]}), more=[3, {"a": torch.ones(3)}]),
+        InvalidProblemError,
+        ["more[1]['a']", "one row a sample"],
+    ),
     # steps
     "too many steps": (sampled(1001), InvalidGridError, ["between 1 and the 1000 training steps", "1001"]),
     "no steps": (sampled(0), InvalidGridError, ["between 1 and", "0"]),
