@@ -51,6 +51,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Fill the defaults and check the shapes."""
+        if self.a.ndim != 2:
+            msg = f"Plan.a must have shape (nodes, K); given {describe(self.a)}: write a[:, None] for K = 1"
+            raise InvalidProblemError(msg)
         nodes, order = self.a.shape
         defaults = {
             "c": torch.zeros(nodes, dtype=torch.float64),
@@ -60,12 +63,22 @@ class Plan:
         for name, value in defaults.items():
             if getattr(self, name).numel() == 0:
                 object.__setattr__(self, name, value)
-        shapes = {"times": (nodes,), "b": (nodes, order), "c": (nodes,), "factor": (nodes, 2), "kick": (nodes,)}
+        table, pairs, each = (nodes, order), (nodes, 2), (nodes,)
+        shapes = {"times": each, "a": table, "b": table, "c": each, "factor": pairs, "kick": each}
+        shapes |= {"yardstick": each, "scales": pairs, "inputs": table}
         for name, shape in shapes.items():
             value = getattr(self, name)
-            if tuple(value.shape) != shape or value.dtype != torch.float64:
+            if value is not None and (tuple(value.shape) != shape or value.dtype != torch.float64):
                 msg = f"Plan.{name} must have shape {shape} and dtype float64 to fit `a`; given {describe(value)}"
                 raise InvalidProblemError(msg)
+        counted = torch.unique_consecutive(self.step)
+        fits = tuple(self.step.shape) == each and self.step.dtype == torch.int64
+        if not fits or not torch.equal(counted, torch.arange(len(counted))):
+            msg = (
+                f"Plan.step must have shape {each} and dtype int64, and count from 0 without a gap; given "
+                f"{describe(self.step)}: write torch.arange({nodes}) for one node a step"
+            )
+            raise InvalidProblemError(msg)
         for name in ("a", "b", "c", "factor"):
             if not bool(torch.isfinite(getattr(self, name)).all()):
                 msg = f"Plan.{name} must be finite; this method has no finite coefficients on this grid or schedule"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from picard.device import send
-from picard.errors import InvalidProblemError, describe
+from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.grid import Levels
 from picard.plan import Integrator, Plan
 from picard.problem import Problem
@@ -56,6 +56,12 @@ def prepare(problem: Problem | SDE, grid: int | Tensor, method: str | Integrator
         raise InvalidProblemError(msg)
     points = problem.points(grid)
     plan = resolve(method).plan(points)
+    if problem.noise_in_field and not bool((plan.kick != 0).all()):
+        msg = (
+            "an SDE's noise enters through the field, scaled by the plan's `kick`, which this method leaves at zero: "
+            "write kick=h.abs().sqrt() / h in its plan, or use method='euler'"
+        )
+        raise NotSupportedError(msg)
     x0 = problem.x0
     wide = torch.promote_types(x0.dtype, torch.float32)
     tables = Tables.of(plan, x0.new_empty(0, dtype=wide), problem.time_dtype(grid))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from picard.errors import UnknownMethodError, close_match, describe
+from picard.errors import InvalidProblemError, UnknownMethodError, close_match, describe
 from picard.plan import Integrator
 
 _METHODS: dict[str, Callable[[], Integrator]] = {}
@@ -16,7 +16,13 @@ def register(name: str, make: Callable[[], Integrator]) -> None:
     Args:
         name: the name, in lower case; an existing name is replaced.
         make: called without arguments for every solve, usually the integrator's class.
+
+    Raises:
+        InvalidProblemError: if it cannot be called.
     """
+    if not callable(make):
+        msg = f"a method must be registered with what makes it; given {describe(make)}: write lambda: {make!r}"
+        raise InvalidProblemError(msg)
     _METHODS[name] = make
 
 

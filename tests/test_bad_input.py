@@ -47,6 +47,22 @@ def optioned(**options: Any) -> Make:
     return lambda: solve(pendulum(), times(5), **{"method": "euler", **options})
 
 
+class Kickless:
+    """Euler's method by somebody who did not think of noise."""
+
+    def plan(self, points: Any) -> Any:
+        h = points.values.diff()
+        return picard.Plan(
+            times=points.values[:-1], a=torch.ones_like(h)[:, None], b=h[:, None], step=torch.arange(len(h))
+        )
+
+
+def planned(**changes: Any) -> Make:
+    """Write a plan of four nodes with something wrong in it."""
+    one = torch.ones(4, 1, dtype=F64)
+    return lambda: picard.Plan(**{"times": one[:, 0], "a": one, "b": one, "step": torch.arange(4), **changes})
+
+
 def stochastic(**changes: Any) -> Make:
     options: dict[str, Any] = {"drift": lambda t, x: -x, "diffusion": lambda t, x: x, "x0": X}
     return lambda: solve(SDE(**{**options, "noise": Noise.from_seed(0), **changes}), times(5), method="euler")
@@ -101,6 +117,22 @@ CASES: dict[str, Refusal] = {
     "not callable": (lambda: picard.ODE(3, X), InvalidProblemError, ["drift(t, x, **cond)", "3 (int)"]),  # type: ignore[arg-type]
     "no problem": (lambda: solve("ode", times(5), method="euler"), InvalidProblemError, ["ODE, an SDE or a Diffusion"]),  # type: ignore[arg-type]
     "cond no mapping": (lambda: picard.ODE(lambda t, x: x, X, cond=[1]), InvalidProblemError, ["cond=dict("]),  # type: ignore[arg-type]
+    # own methods
+    "plan's states": (planned(a=torch.ones(4, dtype=F64)), InvalidProblemError, ["Plan.a", "(nodes, K)", "a[:, None]"]),
+    "plan's dtype": (planned(a=torch.ones(4, 1)), InvalidProblemError, ["Plan.a", "float64", "float32"]),
+    "plan's steps": (planned(step=torch.arange(3)), InvalidProblemError, ["Plan.step", "(4,)", "torch.arange(4)"]),
+    "plan's step numbers": (planned(step=torch.arange(4.0)), InvalidProblemError, ["Plan.step", "int64", "float32"]),
+    "plan's gap": (planned(step=torch.tensor([0, 0, 2, 3])), InvalidProblemError, ["Plan.step", "without a gap"]),
+    "plan's order": (planned(step=torch.tensor([1, 0, 2, 3])), InvalidProblemError, ["Plan.step", "from 0"]),
+    "plan's yardstick": (planned(yardstick=torch.ones(3, dtype=F64)), InvalidProblemError, ["Plan.yardstick", "(4,)"]),
+    "plan's scales": (planned(scales=torch.ones(4, dtype=F64)), InvalidProblemError, ["Plan.scales", "(4, 2)"]),
+    "plan's inputs": (planned(inputs=torch.ones(4, 3, dtype=F64)), InvalidProblemError, ["Plan.inputs", "(4, 1)"]),
+    "no kick": (lambda: solve(sde(), times(5), method=Kickless()), NotSupportedError, ["kick", "method='euler'"]),
+    "registered object": (
+        lambda: picard.integrators.register("mine", DDIM()),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["what makes it", "lambda: DDIM"],
+    ),
     # the noise of an SDE
     "diffusion's shape": (stochastic(diffusion=lambda t, x: x[:, :1]), InvalidProblemError, [", 3)", ", 1)"]),
     "diffusion's dtype": (stochastic(diffusion=lambda t, x: x.float()), InvalidProblemError, ["float64", "float32"]),
