@@ -66,8 +66,7 @@ class Levels:
     def yardstick(self) -> Tensor:
         """Posterior standard deviation with the zeros of the last steps replaced by the last positive value, (steps,).
 
-        Raises:
-            InvalidGridError: if no step has any noise, so that there is nothing to measure against.
+        Where no step has any noise, as in one step to clean data, it is the noise scale of the step's start.
         """
         std = self.posterior_std()
         positive = torch.nonzero(std > 0)
@@ -108,7 +107,7 @@ def check_times(grid: object) -> Tensor:
     values = fetch(grid)
     h = values.diff()
     if not bool(torch.isfinite(values).all()) or not (bool((h > 0).all()) or bool((h < 0).all())):
-        turns = ~(h * h[0].sign() > 0)
+        turns = ~((h * h[0].sign() > 0) & torch.isfinite(values[1:]))
         bad = int(turns.int().argmax())
         msg = (
             "the grid must be finite and strictly increasing or strictly decreasing; given "

@@ -74,7 +74,7 @@ GRIDS: dict[str, tuple[Any, Sequence[str]]] = {
     "constant": ([1.0, 1.0, 1.0], ["strictly"]),
     "turning late": ([3.0, 2.0, 1.0, 2.0], ["1 followed by 2 at index 2"]),
     "not finite": ([0.0, NAN, 1.0], ["finite"]),
-    "infinite": ([0.0, 1.0, float("inf")], ["finite"]),
+    "infinite": ([0.0, 1.0, float("inf")], ["finite", "1 followed by inf at index 1"]),
     "empty": ([], ["at least two points", "torch.linspace"]),
     "one point": ([0.0], ["at least two points", "torch.linspace"]),
     "two end points": ([0.0, 1.0], ["name every step", "torch.linspace"]),
