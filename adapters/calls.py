@@ -15,6 +15,7 @@ Path = tuple[Any, ...]
 
 _STATE = ("hidden_states", "sample", "x")
 _TIME = ("timestep", "timesteps", "t", "sigma", "r")
+_TEXT = "encoder_hidden_states"
 _UNBATCHED = ("txt_ids", "img_ids", "image_rotary_emb", "freqs_cis")  # tokens' positions: no batch dimension
 
 
@@ -149,7 +150,7 @@ def _merge(calls: list[Call]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
             return times.to(device)  # a scalar may be on the host
         same = all(value is leaf for value in values)
         if has_rows(path, leaf, rows):
-            if same and rows == 1:
+            if same and len(leaf) == 1:
                 return leaf.expand(len(calls), *leaf.shape[1:])  # no copy
             return torch.cat(values)
         fits = fits and (same or all(torch.equal(value, leaf) for value in values))
@@ -186,7 +187,9 @@ def is_time(path: Path) -> bool:
 
 
 def has_rows(path: Path, leaf: Tensor, rows: int) -> bool:
-    """Whether an argument has one entry for every row of a call."""
+    """Whether an argument has one entry for every row of a call, or a text for every frame of every row's video."""
+    if leaf.ndim > 2 and _TEXT in path:
+        return len(leaf) > 0 and len(leaf) % rows == 0
     return leaf.ndim > 0 and len(leaf) == rows and not any(part in _UNBATCHED for part in path)
 
 

@@ -90,8 +90,9 @@ class Phase:
                 times = self._times[path][0]
                 return times[steps] if times.ndim == 1 else times[steps, place]
             if isinstance(leaf, Tensor) and has_rows(path, leaf, self.call.rows):
-                alone = self.call.rows == 1
-                return leaf.expand(len(x), *leaf.shape[1:]) if alone else leaf.index_select(0, place)  # no copy
+                if len(leaf) == 1:
+                    return leaf.expand(len(x), *leaf.shape[1:])  # no copy
+                return leaf.unflatten(0, (self.call.rows, -1)).index_select(0, place).flatten(0, 1)
             return leaf
 
         args, kwargs = map_leaves((self.call.args, dict(self.call.kwargs)), argument)

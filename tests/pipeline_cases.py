@@ -113,6 +113,10 @@ CASES: dict[str, Case] = {
         lambda: library.DDIMPipeline(tiny.unconditional_unet(), library.DDIMScheduler()),
         {"batch_size": 2, "eta": 0.5},
     ),
+    "animatediff": (
+        lambda: tiny.animatediff(ddim(beta_schedule="linear")),
+        {**TEXT, **SIZE, "num_frames": 3},
+    ),
     "wan-video": (
         lambda: tiny.wan(library.FlowMatchEulerDiscreteScheduler(shift=3.0)),
         {**TEXT, **SIZE, "num_frames": 5, "max_sequence_length": 8},

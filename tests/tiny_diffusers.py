@@ -314,6 +314,23 @@ def wan(scheduler: Any) -> Any:
     )
 
 
+def animatediff(scheduler: Any) -> Any:
+    """Build a text-to-video pipeline on the UNet of Stable Diffusion, with motion between its layers."""
+    import diffusers
+
+    motion = build(
+        6,
+        diffusers.MotionAdapter,
+        block_out_channels=(8, 16),
+        motion_layers_per_block=1,
+        motion_norm_num_groups=2,
+        motion_num_attention_heads=2,
+    )
+    return diffusers.AnimateDiffPipeline(
+        vae=vae(), text_encoder=clip(), tokenizer=Words(), unet=unet(), motion_adapter=motion, scheduler=scheduler
+    )
+
+
 def controlnet() -> Any:
     """Build a ControlNet for the UNet of Stable Diffusion, whose zero layers are not zero."""
     from diffusers import ControlNetModel
