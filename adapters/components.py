@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+
+from picard.errors import NotSupportedError
 
 from .standin import Memo, stand_in
 
@@ -52,10 +55,39 @@ class Turn:
     player: Player
 
 
+@contextmanager
+def kept(pipeline: Any) -> Iterator[None]:
+    """Undo what a pass that is stopped would have undone itself: decoders in another dtype, exchanged attention."""
+    parts: list[Any] = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    before = [(part, getattr(part, "dtype", None), attention(part)) for part in parts]
+    try:
+        yield
+    except BaseException:
+        for part, dtype, processors in before:
+            if isinstance(dtype, torch.dtype) and part.dtype != dtype:
+                part.to(dtype)
+            if attention(part) != processors:
+                part.set_attn_processor(processors)
+        raise
+
+
+def attention(part: Any) -> dict[str, Any]:
+    """List what computes a model's attention, where it can be exchanged."""
+    return dict(part.attn_processors) if hasattr(part, "set_attn_processor") else {}
+
+
 def stand_ins(pipeline: Any, modules: dict[str, Any], turn: Turn, memo: Memo) -> dict[str, Any]:
     """Make stand-ins for the denoisers, the scheduler, the encoders and the decoder."""
+    denoisers = list(modules.values())
+    own = [attention(module) for module in denoisers]
 
     def call(module: int, *args: Any, **kwargs: Any) -> Any:
+        if turn.player.index == 0 and attention(denoisers[module]) != own[module]:
+            msg = (
+                f"{type(pipeline).__name__} exchanges the denoiser's attention during a call, for one that needs to "
+                "know which rows it is given: it cannot be parallelized, write restore(pipe)"
+            )
+            raise NotSupportedError(msg)
         return turn.player.call(module, *args, **kwargs)
 
     parts: dict[str, Any] = {

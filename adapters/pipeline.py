@@ -14,7 +14,7 @@ from torch import Tensor
 
 from picard.errors import InvalidProblemError, NotSupportedError, close_match
 
-from .components import Turn, stand_ins
+from .components import Turn, kept, stand_ins
 from .course import Course
 from .guidance import Unplanned
 from .planned import Planned, count
@@ -94,7 +94,8 @@ class Parallel:
             random.restore()
             memo.rewind()
             bars.rewind()
-            return self.original.__call__(pipeline, *args, **kwargs)
+            with kept(pipeline):
+                return self.original.__call__(pipeline, *args, **kwargs)
 
         try:
             with replaced(pipeline, stand_ins(pipeline, modules, turn, memo)):

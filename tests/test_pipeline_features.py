@@ -5,16 +5,21 @@
 
 from __future__ import annotations
 
+import gc
+import pickle
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from picard import NotSupportedError
 from picard.adapters import parallelize, restore
-from tests.pipeline_cases import call, pair
+from tests import tiny_diffusers as tiny
+from tests.pipeline_cases import SIZE, TEXT, call, ddim, pair
 
-pytest.importorskip("diffusers")
+library = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 MODES = ("plan", "replay")
@@ -64,6 +69,37 @@ def test_controlnet_runs_inside_the_passes() -> None:
     found, _ = call(parallelize(pipe, window=8), given)
     assert float(np.abs(found - expected).max()) <= 1e-4
     assert len(calls) > pipe.picard.stats.sequential_evaluations  # the page says that the gain is small
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_decoder_that_the_pipeline_casts(mode: Any) -> None:
+    """Stable Diffusion XL in half precision decodes in float32, and casts the decoder back afterwards."""
+    pipe, given = pair("sdxl")
+    pipe.to(torch.float16)
+    assert pipe.vae.config.force_upcast
+    expected, _ = call(pipe, given)
+    found, _ = call(parallelize(pipe, window=8, mode=mode), given)
+    assert pipe.vae.dtype == torch.float16
+    assert float(np.abs(found - expected).max()) <= 0.05
+    parallelize(pipe, mode="plan")
+    with pytest.raises(NotSupportedError):  # where the one pass there is does not come to its end
+        call(pipe, given, denoising_end=0.5)
+    assert pipe.vae.dtype == torch.float16
+
+
+@pytest.mark.parametrize("output", ["np", "latent"])
+@pytest.mark.parametrize("mode", MODES)
+def test_exchanged_attention_is_refused_and_put_back(mode: Any, output: str) -> None:
+    pipe = tiny.stable_diffusion("StableDiffusionPAGPipeline", ddim(), image_encoder=None, pag_applied_layers="mid")
+    pipe.set_progress_bar_config(disable=True)
+    own = pipe.unet.attn_processors
+    parallelize(pipe, window=8, mode=mode)
+    with pytest.raises(NotSupportedError, match="attention"):
+        call(pipe, {**TEXT, **SIZE}, output_type=output)
+    assert pipe.unet.attn_processors == own
+    expected, _ = call(restore(pipe), {**TEXT, **SIZE, "pag_scale": 0.0}, output_type=output)
+    found, _ = call(parallelize(pipe, mode=mode), {**TEXT, **SIZE, "pag_scale": 0.0}, output_type=output)
+    assert float(np.abs(found - expected).max()) <= 1e-3 * float(np.abs(expected).max())
 
 
 def recorder() -> tuple[list[Any], Any]:
