@@ -89,19 +89,28 @@ def evaluate(modules: Sequence[Callable[..., Any]], calls: Sequence[Call], max_r
 
 def main_tensor(output: Any) -> Tensor:
     """Return the prediction in a denoiser's output: the tensor itself, or the first one in it."""
-    while not isinstance(output, Tensor):
-        output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]
-    return output
+    for _, leaf in leaves(output):
+        if isinstance(leaf, Tensor):
+            return leaf
+    msg = f"the denoiser must return a tensor, or a tuple or mapping with one; it returned a {type(output).__name__}"
+    raise InvalidProblemError(msg)
 
 
 def with_main_tensor(output: Any, value: Tensor) -> Any:
     """Return the same output with another prediction in it."""
-    if isinstance(output, Tensor):
-        return value
-    if isinstance(output, Mapping):
-        first = next(iter(output))
-        return type(output)(**{**output, first: with_main_tensor(output[first], value)})
-    return type(output)([with_main_tensor(output[0], value), *output[1:]])
+    place = next(path for path, leaf in leaves(output) if isinstance(leaf, Tensor))
+    return map_leaves(output, lambda path, leaf: value if path == place else leaf)
+
+
+def copied(output: Any) -> Any:
+    """Copy an output: pipelines may write into what they are given."""
+    return map_leaves(output, lambda _, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
+
+
+def predictions(output: Any, rows: int) -> list[Tensor]:
+    """List what a denoiser has predicted: some have a second state, such as sound beside a video."""
+    found = [leaf for _, leaf in leaves(output) if isinstance(leaf, Tensor)]
+    return [one for one in found if one.is_floating_point() and one.ndim > 0 and len(one) == rows]
 
 
 def _evaluate(calls: list[Call], modules: Sequence[Callable[..., Any]]) -> list[Any]:
@@ -140,12 +149,12 @@ def _merge(calls: list[Call]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     def join(path: Path, leaf: Any) -> Any:
         nonlocal fits
         values = [one[path] for one in given]
-        if is_time(path) and isinstance(leaf, (int, float)):
+        if is_time(path, leaf) and isinstance(leaf, (int, float)):
             values = list(torch.tensor(values).to(device))
             leaf = values[0]
         if not isinstance(leaf, Tensor) or len(calls) == 1:
             return leaf
-        if is_time(path) and leaf.numel() == 1:
+        if is_time(path, leaf) and leaf.numel() == 1:
             times = torch.cat([value.reshape(1).expand(rows) for value in values])
             return times.to(device)  # a scalar may be on the host
         same = all(value is leaf for value in values)
@@ -166,7 +175,7 @@ def _signature(call: Call) -> Any:
     def sign(path: Path, leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             return leaf.dtype, tuple(leaf.shape), leaf.device
-        if is_time(path) and isinstance(leaf, (int, float)):
+        if is_time(path, leaf) and isinstance(leaf, (int, float)):
             return type(leaf)
         try:
             hash(leaf)
@@ -181,9 +190,10 @@ def _signature(call: Call) -> Any:
     )
 
 
-def is_time(path: Path) -> bool:
+def is_time(path: Path, leaf: Any) -> bool:
     """Whether an argument is the model's time."""
-    return path in ((0, 1), *((1, name) for name in _TIME))
+    second = path == (0, 1) and not (isinstance(leaf, Tensor) and leaf.ndim > 1)  # that might be another state
+    return second or path in ((1, name) for name in _TIME)
 
 
 def has_rows(path: Path, leaf: Tensor, rows: int) -> bool:

@@ -48,7 +48,7 @@ class Phase:
         for path, leaf in given.items():
             if path == self.call.state:
                 continue
-            if is_time(path) and leaf is not None:
+            if is_time(path, leaf) and leaf is not None:
                 self._times.setdefault(path, []).append(leaf)
             elif not _same(leaf, self._first[path]):
                 msg = f"the denoiser's argument {_name(path)} changes from step to step"

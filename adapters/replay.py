@@ -14,14 +14,14 @@ from torch import Tensor
 from picard.errors import NotSupportedError
 
 from .belief import Belief
-from .calls import Call, evaluate, main_tensor, record, with_main_tensor
+from .calls import Call, copied, evaluate, main_tensor, record, with_main_tensor
 from .levels import Hints, hints_for
-from .secant import ULPS, Node, error_of, learn, overlap
+from .secant import ULPS, Node, learn, overlap, worst_error
 from .stats import Stats
 
 logger = logging.getLogger("picard")
 _NOISE = 128  # and one of so many may be, if it does not shrink any more
-_MERGED = 0.05  # far above the rounding of half precision, far below any mistake
+_MERGED = (0.005, 0.05)  # far above the rounding of TF32 and of half precision
 _RECENT = 8  # more calls than a step of any pipeline makes
 
 
@@ -57,7 +57,7 @@ class Replay:
         self.steps = self.index = 0
         self.stats, self._started = Stats("replay", window=window), time.perf_counter()
         self._known: dict[int, Node] = {}
-        self._pass: dict[int, tuple[Call, Tensor]] = {}
+        self._pass: dict[int, tuple[Call, Any]] = {}
         self._phase = 0
         self._hinted = False
         self._first: tuple[Call, Any] | None = None
@@ -103,7 +103,7 @@ class Replay:
                 self._belief.meet(i, record(module, self._phase, self.steps, args, kwargs))
             if i + _RECENT >= len(self.final):  # the window's first guesses start from it
                 self._last[module, self._phase] = (record(module, self._phase, self.steps, args, kwargs), output)
-            return self._answer(with_main_tensor(output, main_tensor(output).clone()))  # pipelines may write into it
+            return self._answer(output)
         if i >= len(self.final) + self.window:
             raise Stop
         call = record(module, self._phase, self.steps, args, kwargs)
@@ -116,8 +116,8 @@ class Replay:
             self.final.append(output)
             self._first = (call, output)
             self._last[module, call.phase] = (call, output)
-            return self._answer(with_main_tensor(output, main_tensor(output).clone()))
-        self._pass[i] = (call, main_tensor(output).clone())
+            return self._answer(output)
+        self._pass[i] = (call, output)
         self._last[module, call.phase] = (call, output)
         return self._answer(output)
 
@@ -163,7 +163,7 @@ class Replay:
     def _answer(self, output: Any) -> Any:
         self.index += 1
         self._phase += 1
-        return output
+        return copied(output)  # pipelines may write into it
 
     def _evaluate(self, calls: list[Call]) -> list[Any]:
         self.stats.rounds += 1
@@ -200,7 +200,8 @@ class Replay:
             self.check(again, self._first[1])
         else:
             outputs = self._evaluate(calls)
-        errors = [error_of(self._pass[i][1], main_tensor(new)) for i, new in zip(indices, outputs, strict=True)]
+        pairs = zip((self._pass[i] for i in indices), outputs, strict=True)
+        errors = [worst_error(given, new, call.rows) for (call, given), new in pairs]
         accepted, right = 0, True
         relative = torch.stack(errors).tolist()  # the round's one wait for the device
         for i, output, error in zip(indices, outputs, relative, strict=True):
@@ -223,8 +224,9 @@ class Replay:
 
     def check(self, batched: Any, alone: Any) -> None:
         """Check that a row of a batch comes out as in a call of its own: the merged arguments were understood."""
-        error = float(error_of(main_tensor(batched), main_tensor(alone)))
-        if error > _MERGED:
+        value = main_tensor(alone)
+        error = float(worst_error(batched, alone, len(value)))
+        if error > _MERGED[value.dtype in (torch.float16, torch.bfloat16)]:
             msg = (
                 "the denoiser must treat the rows of a batch independently; in a batch one call's output changed by "
                 f"{error:.1e} of its size: an argument without a batch dimension was taken for one that has it, or the "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .calls import Call, main_tensor, with_main_tensor
+from .calls import Call, main_tensor, predictions, with_main_tensor
 from .levels import Hints
 
 ULPS = 4  # a relative change of so many units in the last place is rounding
@@ -95,3 +95,9 @@ def error_of(given: Tensor, right: Tensor) -> Tensor:
     difference = (given.to(wide) - right.to(wide)).flatten(1).square().mean(1).sqrt()
     size = right.to(wide).flatten(1).square().mean(1).sqrt()
     return (difference / size.clamp_min(torch.finfo(wide).tiny)).amax()
+
+
+def worst_error(given: Any, right: Any, rows: int) -> Tensor:
+    """Return the largest of the errors of the predictions in an output."""
+    pairs = zip(predictions(given, rows), predictions(right, rows), strict=True)
+    return torch.stack([error_of(one, other).float() for one, other in pairs]).amax()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ def stand_in(component: Any, **methods: Callable[..., Any]) -> Any:
     """
     original = type(component)
     replaced: dict[str, Any] = {"__module__": original.__module__, "__doc__": original.__doc__}
+    replaced["__deepcopy__"] = lambda _, memo: copy.deepcopy(component, memo)  # a copy goes its own way
     for name, method in methods.items():
         replaced[name] = _method(getattr(original, name), method)
     twin: Any = object.__new__(type(original.__name__, (original,), replaced))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -126,10 +127,76 @@ def test_random_states_are_found_and_restored() -> None:
     assert draw() == before
 
 
-def test_a_denoiser_that_mixes_rows_is_refused() -> None:
+def mixing(share: float) -> Any:
+    """Make a hook by which the rows of a batch influence each other."""
+    return lambda module, args, out: type(out)(sample=out.sample - share * out.sample.mean(0))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.02])
+def test_a_denoiser_that_mixes_rows_is_refused(share: float) -> None:
     pipe = library.DDPMPipeline(tiny.unconditional_unet(), library.DDPMScheduler())
     pipe.set_progress_bar_config(disable=True)
-    pipe.unet.register_forward_hook(lambda module, args, out: type(out)(sample=out.sample - out.sample.mean(0)))
+    pipe.unet.register_forward_hook(mixing(share))
     parallelize(pipe)
     with pytest.raises(NotSupportedError, match="independently"):
         pipe(batch_size=2, num_inference_steps=5)
+
+
+class Sound(library.ModelMixin, library.ConfigMixin):  # type: ignore[misc, name-defined]  # Diffusers is Any
+    """A denoiser of two states, the second harder to predict than the first."""
+
+    config_name = "config.json"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, hidden_states: Tensor, sound: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        t = timestep.reshape(-1, 1) / 1000
+        return hidden_states * t, torch.tanh(hidden_states @ self.weight + 2 * sound)
+
+
+class Film(library.DiffusionPipeline):  # type: ignore[misc, name-defined]
+    """A pipeline of two states, the second with a scheduler of its own, as LTX-2 has it."""
+
+    def __init__(self, transformer: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, by_name: bool = True) -> Tensor:
+        fixed = torch.Generator().manual_seed(1)
+        x, sound = torch.randn(2, 4, generator=fixed), torch.randn(2, 3, generator=fixed)
+        self.scheduler.set_timesteps(12)
+        second = copy.deepcopy(self.scheduler)
+        for t in self.scheduler.timesteps:
+            given = {"sound": sound} if by_name else {}
+            listed = (x,) if by_name else (x, sound)
+            flow, other = self.transformer(*listed, **given, timestep=t.expand(2))
+            x, sound = self.scheduler.step(flow, t, x)[0], second.step(other, t, sound)[0]
+        return torch.cat([x, sound], 1)
+
+
+@pytest.mark.parametrize("mode", ["auto", "replay"])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_every_prediction_of_a_denoiser_must_be_right(mode: Any, by_name: bool) -> None:
+    pipe = Film(Sound().eval(), library.FlowMatchEulerDiscreteScheduler())
+    expected = pipe(by_name)
+    found = parallelize(pipe, window=8, tolerance=1e-5, mode=mode)(by_name)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert pipe.picard.stats.rounds < 12
+
+
+class Pair(NamedTuple):
+    sample: Tensor
+    more: str
+
+
+def test_a_denoiser_may_return_a_named_tuple() -> None:
+    pipe = library.DDPMPipeline(tiny.unconditional_unet(), library.DDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet.register_forward_hook(lambda module, args, out: Pair(out.sample, "more"))
+    found = [pipe(batch_size=2, generator=torch.Generator().manual_seed(0), num_inference_steps=8, output_type="np")]
+    parallelize(pipe, mode="replay")
+    found += [pipe(batch_size=2, generator=torch.Generator().manual_seed(0), num_inference_steps=8, output_type="np")]
+    assert abs(found[0].images - found[1].images).max() <= 1e-3
