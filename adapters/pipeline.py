@@ -61,7 +61,7 @@ class Parallel:
     def __init__(self, original: Any, options: Options, denoisers: tuple[str, ...]) -> None:
         self.original, self.options, self.denoisers = original, options, denoisers
         self.stats: Stats | None = None
-        self._unchecked = True
+        self._checked: list[tuple[Any, bool]] = []
         self._turn: Turn | None = None
         self._traced: tuple[Any, Trace] | None = None
         self._bars: Bars | None = None
@@ -84,7 +84,8 @@ class Parallel:
                 raise NotSupportedError(msg)
         options = self.options
         replay = Replay(list(modules.values()), options.window, options.tolerance, options.max_rows)
-        replay.unchecked = self._unchecked
+        now = [(module, module.training) for module in modules.values()]
+        replay.unchecked = now != self._checked
         memo, random = Memo(), RandomState((args, kwargs))
         turn = Turn(replay)
         bars = Bars(functools.partial(self.original.progress_bar, pipeline), lambda: turn.player.exact)
@@ -102,7 +103,7 @@ class Parallel:
                 if options.mode != "replay":
                     self._plan(turn, replay, once, bars)
                 result = replay.run(once)
-            self.stats, self._unchecked = replay.stats, replay.unchecked
+            self.stats, self._checked = replay.stats, [] if replay.unchecked else now
         finally:
             bars.close()
             self._turn = self._bars = None

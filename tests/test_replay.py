@@ -142,6 +142,17 @@ def test_a_denoiser_that_mixes_rows_is_refused(share: float) -> None:
         pipe(batch_size=2, num_inference_steps=5)
 
 
+def test_another_denoiser_is_checked_anew() -> None:
+    pipe = library.DDPMPipeline(tiny.unconditional_unet(), library.DDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    parallelize(pipe)
+    pipe(batch_size=2, num_inference_steps=5)
+    pipe.unet = tiny.unconditional_unet()
+    pipe.unet.register_forward_hook(mixing(1.0))
+    with pytest.raises(NotSupportedError, match="independently"):
+        pipe(batch_size=2, num_inference_steps=5)
+
+
 class Sound(library.ModelMixin, library.ConfigMixin):  # type: ignore[misc, name-defined]  # Diffusers is Any
     """A denoiser of two states, the second harder to predict than the first."""
 
