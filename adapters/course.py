@@ -12,6 +12,8 @@ from torch import Tensor
 
 from picard.errors import NotSupportedError, close_match
 
+# What a scheduler may fail with on values that it is not made for.
+FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _SCHEDULER_STEP = {"model_output", "timestep", "sample", "return_dict"}
 
 
@@ -54,7 +56,7 @@ class Course:
         own_grid = {"timesteps", "sigmas"} & options.set_timesteps.keys()
         try:
             twin.set_timesteps(None if own_grid else steps, **options.set_timesteps)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except FAILURES as error:
             msg = (
                 f"{type(scheduler).__name__} cannot be written as a plan here: its loop fails before it begins "
                 f"({type(error).__name__}: {error})"
@@ -72,7 +74,7 @@ class Course:
             step: more arguments of its `step`.
 
         Raises:
-            LookupError: if the scheduler does not list that timestep.
+            NotSupportedError: if the scheduler does not list that timestep.
         """
         twin = copy.deepcopy(scheduler)
         for name, value in vars(twin).items():
@@ -82,7 +84,7 @@ class Course:
         places = (listed == first).nonzero()
         if places.numel() == 0:
             msg = f"{type(scheduler).__name__} does not list the timestep {first}"
-            raise LookupError(msg)
+            raise NotSupportedError(msg)
         begin = vars(twin).get("_begin_index")
         start = int(places[0]) if begin is None else int(begin)
         return Course(twin, listed[start:], start, step)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from picard.device import send
-from picard.errors import NotSupportedError
+from picard.errors import PicardError
 from picard.noise import Noise
 
 from .calls import Call, evaluate, main_tensor, record, with_main_tensor
-from .course import Course
+from .course import FAILURES, Course
 from .diffusers import Scheduled
 from .guidance import Measurement, Unplanned
 from .phase import Phase
@@ -95,8 +95,11 @@ class Scout:
         """Make a step of the scheduler, and look at everything that went into it."""
         try:
             return self._step(scheduler, original, args, kwargs)
-        except (Unplanned, NotSupportedError) as error:
+        except (Unplanned, PicardError) as error:
             raise Turned(str(error)) from error
+        except FAILURES as error:  # if the pipeline is at fault, replay meets it, too
+            why = f"its scheduler is unlike those of Diffusers ({type(error).__name__}: {error})"
+            raise Turned(why) from error
 
     def before_result(self) -> None:
         """End the pass: its result is of no use."""
@@ -156,10 +159,7 @@ class Scout:
         if twice and torch.equal(x[:half], x[half:]) and torch.equal(output[:half], output[half:]):
             self.fold = 2
         self._options = options
-        try:
-            course = Course.running(scheduler, torch.as_tensor(t).flatten()[0].cpu(), options)
-        except LookupError as error:
-            raise Unplanned(str(error)) from error
+        course = Course.running(scheduler, torch.as_tensor(t).flatten()[0].cpu(), options)
         self.problem = Scheduled(self.call, self._trace(course), self._folded(x))
 
     def _folded(self, value: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from picard.errors import NotSupportedError, PicardError
 from picard.grid import Levels, Times
 from picard.plan import Plan
 
-from .course import Course
+from .course import FAILURES, Course
 from .probe import Clip, Output, Tap, advance, model_input, probe_output
 
 _EXACT = 1e-8  # what a band may miss, relative to the row
@@ -59,7 +59,7 @@ def trace_loop(course: Course) -> Trace:
     _refuse(course.scheduler)
     try:
         return _trace(course)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except FAILURES as error:
         if isinstance(error, PicardError):
             raise
         why = f"its loop fails on probe values ({type(error).__name__}: {error})"

@@ -211,3 +211,39 @@ def test_a_denoiser_may_return_a_named_tuple() -> None:
     parallelize(pipe, mode="replay")
     found += [pipe(batch_size=2, generator=torch.Generator().manual_seed(0), num_inference_steps=8, output_type="np")]
     assert abs(found[0].images - found[1].images).max() <= 1e-3
+
+
+class Own(library.SchedulerMixin, library.ConfigMixin):  # type: ignore[misc, name-defined]
+    """A scheduler of somebody's own, whose timesteps are a list."""
+
+    config_name = "config.json"
+
+    def set_timesteps(self, steps: int) -> None:
+        self.timesteps = [999 - 999 * i // steps for i in range(steps)]
+
+    def step(self, model_output: Tensor, timestep: int, sample: Tensor) -> tuple[Tensor]:
+        return (sample - 0.1 * model_output,)
+
+
+class Plain(library.DiffusionPipeline):  # type: ignore[misc, name-defined]
+    """The shortest pipeline there can be."""
+
+    def __init__(self, unet: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        self.scheduler.set_timesteps(8)
+        for t in self.scheduler.timesteps:
+            x = self.scheduler.step(self.unet(x, t).sample, t, x)[0]
+        return x
+
+
+def test_a_scheduler_unlike_those_of_diffusers_is_replayed() -> None:
+    pipe = Plain(tiny.unconditional_unet(), Own())
+    expected = pipe()
+    torch.testing.assert_close(parallelize(pipe)(), expected, rtol=1e-3, atol=1e-3)
+    assert pipe.picard.stats.mode == "replay"
+    assert "unlike those of Diffusers" in pipe.picard.stats.reason
