@@ -152,9 +152,9 @@ class Replay:
     def _mistaken(self) -> bool:
         """Whether the pass has shown that outputs taken from elsewhere do not belong to its calls."""
         wrong = None if self._belief is None else self._belief.first_mistake()
-        self._belief = None
         if wrong is None:
             return False
+        self._belief = None
         self.final = self.final[:wrong]
         self.stats.mode, self.stats.reason = "replay", f"the state at denoiser call {wrong} is not the plan's"
         logger.warning("%s: it is replayed from there on", self.stats.reason)

@@ -80,8 +80,10 @@ def test_a_callback_that_changes_the_state_is_replayed() -> None:
     assert (pipe.picard.stats.mode, pipe.picard.stats.reason) == ("plan", "")
 
 
-@pytest.mark.parametrize("wrong", [0.999, 0.5])
-def test_a_plan_of_the_wrong_loop_is_found_out_and_replayed(wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("wrong", "previews"), [(0.999, False), (0.5, False), (0.999, True)])
+def test_a_plan_of_the_wrong_loop_is_found_out_and_replayed(
+    wrong: float, previews: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe, given = pair("sd-ddim")
     given = {**given, "num_inference_steps": 14}  # enough for the smaller mistake to grow
     expected, states = call(pipe, given)
@@ -92,7 +94,13 @@ def test_a_plan_of_the_wrong_loop_is_found_out_and_replayed(wrong: float, monkey
         return guidance.Guidance(torch.stack([found.weights[:, 0], wrong * found.weights[:, 1]], 1))
 
     monkeypatch.setattr(guidance.Measurement, "guidance", mistaken)
-    found, after = call(parallelize(pipe), given)
+
+    def preview(pipeline: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if previews and pipeline.picard.final:
+            pipeline.vae.decode(values["latents"])
+        return values
+
+    found, after = call(parallelize(pipe), given, callback_on_step_end=preview)
     assert pipe.picard.stats.mode == "replay"
     assert "is not the plan's" in pipe.picard.stats.reason
     assert float(np.abs(found - expected).max()) <= 1e-3
