@@ -89,19 +89,30 @@ class RandomState:
     """Every random state a pipeline call may use: the global ones and the generators among its arguments."""
 
     def __init__(self, arguments: Any) -> None:
-        self._generators = list(dict.fromkeys(_generators(arguments)))
-        self._states = [generator.get_state() for generator in self._generators]
-        self._cpu, self._python = torch.get_rng_state(), random.getstate()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        own = [(one.get_state, one.set_state) for one in dict.fromkeys(_generators(arguments))]
+        known = [*own, (torch.get_rng_state, torch.set_rng_state), *_of_devices()]
+        self._kept = [(put, get()) for get, put in known]
+        self._python = random.getstate()
 
     def restore(self) -> None:
         """Bring everything back to where it was."""
-        for generator, state in zip(self._generators, self._states, strict=True):
-            generator.set_state(state)
-        torch.set_rng_state(self._cpu)
+        for put, state in self._kept:
+            put(state)
         random.setstate(self._python)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state_all(self._cuda)
+
+    @property
+    def states(self) -> list[Tensor]:
+        """Where the generators of PyTorch were."""
+        return [one for _, state in self._kept for one in (state if isinstance(state, list) else [state])]
+
+
+def _of_devices() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None]]]:
+    """List what reads and what sets the random states of the devices in use."""
+    for module in (torch.cuda, torch.xpu):
+        if module.is_initialized():
+            yield module.get_rng_state_all, module.set_rng_state_all
+    if torch.backends.mps.is_available():
+        yield torch.mps.get_rng_state, torch.mps.set_rng_state
 
 
 def _generators(tree: Any) -> Iterator[Generator]:

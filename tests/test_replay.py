@@ -127,6 +127,18 @@ def test_random_states_are_found_and_restored() -> None:
     assert draw() == before
 
 
+def test_the_random_state_of_a_device_is_restored_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.Generator().manual_seed(3)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", device.get_state)
+    monkeypatch.setattr(torch.mps, "set_rng_state", device.set_state)
+    kept = standin.RandomState(())
+    before = torch.rand(3, generator=device)
+    assert not all(map(torch.equal, kept.states, standin.RandomState(()).states))
+    kept.restore()
+    assert torch.equal(torch.rand(3, generator=device), before)
+
+
 def mixing(share: float) -> Any:
     """Make a hook by which the rows of a batch influence each other."""
     return lambda module, args, out: type(out)(sample=out.sample - share * out.sample.mean(0))
