@@ -80,7 +80,7 @@ class ParallelPolicy:
             self._early = False
             random.restore()
 
-    def run(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def run(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Sample actions, as the policy's own `conditional_sample` does."""
         started = time.perf_counter()
         own = functools.partial(self.original.conditional_sample, owner)
@@ -171,7 +171,7 @@ class ParallelPolicy:
         stats = Stats("plan", cost.rounds, cost.evaluations, plan.nodes, batch, options.window)
         return projected(start, self.solution.final), stats
 
-    def _replay(self, owner: Any, once: Call, arguments: Any) -> tuple[Tensor, Stats]:
+    def _replay(self, owner: Any, once: Call, arguments: Any) -> tuple[Any, Stats]:
         """Run the policy's own loop again and again."""
         options = self.options
         tolerance = _REPLAYED if options.tolerance is None else options.tolerance

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -174,6 +176,63 @@ class Distracted(double.DiffusionDouble):
         return plans
 
 
+class Wrapped(double.DiffusionDouble):
+    """A policy whose network returns an object with the tensor in it."""
+
+    def denoise(self, known: Tensor, mask: Tensor, *rest: Any, **named: Any) -> Any:
+        own, self.model = self.model, Unwrapping(self.model)
+        try:
+            return super().denoise(known, mask, *rest, **named)
+        finally:
+            self.model = own
+
+
+class Unwrapping(torch.nn.Module):
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs).sample
+
+
+class Telling(double.DiffusionDouble):
+    """A policy that tells more than its plans."""
+
+    def denoise(self, known: Tensor, mask: Tensor, *rest: Any, **named: Any) -> Any:
+        return super().denoise(known, mask, *rest, **named), "done"
+
+
+@pytest.mark.parametrize(("kind", "why"), [(Wrapped, "fails on a made-up network"), (Telling, "returns a tuple")])
+def test_a_loop_that_a_made_up_network_does_not_fit_is_replayed(kind: Any, why: str) -> None:
+    policy, sample = build("unet-inpaint", scheduler())
+    policy.__class__ = kind
+    if kind is Wrapped:
+        output: Any = importlib.import_module("diffusers.models.unets.unet_1d").UNet1DOutput
+        policy.model.register_forward_hook(lambda module, args, found: output(sample=found))
+
+    def plans() -> Tensor:
+        torch.manual_seed(5)
+        with torch.no_grad():
+            found: Any = sample(2, None)
+        return found if isinstance(found, Tensor) else found[0]
+
+    right = plans()
+    parallelize(policy, window=WINDOW, tolerance=1e-6)
+    assert torch.allclose(plans(), right, rtol=0, atol=1e-5)
+    assert policy.picard.stats.mode == "replay"
+    assert why in policy.picard.why
+
+
+def test_a_wrong_call_is_no_reason_to_replay() -> None:
+    policy, sample = build("lerobot", scheduler())
+    parallelize(policy, window=WINDOW)
+    with pytest.raises(TypeError):
+        policy.diffusion.conditional_sample("one")
+    drawn(sample, 1, own=False)
+    assert policy.picard.stats.mode == "plan"
+
+
 @pytest.mark.parametrize(("kind", "why"), [(Guided, "result differs"), (Distracted, "other random numbers")])
 def test_a_loop_that_does_more_is_found_out_and_replayed(kind: Any, why: str, caplog: pytest.LogCaptureFixture) -> None:
     policy, sample = build("unet-inpaint", scheduler())
@@ -215,6 +274,19 @@ def test_a_copy_of_a_parallel_policy_is_one_of_its_own() -> None:
     restore(twin)
     assert not hasattr(twin, "picard")
     assert policy.picard.stats is not None
+
+
+@pytest.mark.parametrize("levels", ["ddpm", "ddim"])
+@pytest.mark.parametrize("family", ["unet-global", "lerobot"])
+def test_half_precision_runs_on_the_plan(family: str, levels: str) -> None:
+    policy, sample = build(family, scheduler(levels), put=Tensor.half)
+    policy.half()
+    right, after = drawn(sample, 2, own=False)
+    parallelize(policy, window=WINDOW, mode="plan")
+    plans, then = drawn(sample, 2, own=False)
+    assert plans.dtype == torch.float16
+    assert torch.equal(then, after)
+    assert float((plans - right).abs().max()) <= 0.1
 
 
 def test_the_policy_is_itself_again_after_restore_and_after_a_block() -> None:
