@@ -92,12 +92,14 @@ def parallelize_policy(
 def restore_policy(policy: Any) -> bool:
     """Make a parallel policy sequential again; say whether it was one."""
     found = owner_of(policy)
-    if found is None or not isinstance(vars(policy).get("picard"), ParallelPolicy):
-        return False
-    for one in _both(policy, found[0]):
-        if vars(one).pop("picard", None) is not None:
-            one.__class__ = type(one).__bases__[0]
-    return True
+    parts = [] if found is None else _both(policy, found[0])
+    changed = [
+        one for one in parts if isinstance(vars(one).get("picard"), ParallelPolicy)
+    ]  # perhaps what samples alone
+    for one in changed:
+        del vars(one)["picard"]
+        one.__class__ = type(one).__bases__[0]
+    return bool(changed)
 
 
 def owner_of(policy: Any) -> tuple[Any, str] | None:

@@ -276,6 +276,20 @@ def test_a_copy_of_a_parallel_policy_is_one_of_its_own() -> None:
     assert policy.picard.stats is not None
 
 
+def test_what_samples_in_a_policy_may_have_been_parallelized_alone() -> None:
+    policy, sample = build("lerobot", scheduler())
+    kinds = type(policy), type(policy.diffusion)
+    right, _ = drawn(sample, 1, own=False)
+    parallelize(policy.diffusion, window=WINDOW)
+    parallelize(policy, window=WINDOW, tolerance=0.0)
+    assert torch.allclose(drawn(sample, 1, own=False)[0], right, rtol=0, atol=1e-5)
+    restore(policy)
+    assert (type(policy), type(policy.diffusion)) == kinds
+    parallelize(policy.diffusion)
+    restore(policy)
+    assert (type(policy), type(policy.diffusion)) == kinds
+
+
 @pytest.mark.parametrize("levels", ["ddpm", "ddim"])
 @pytest.mark.parametrize("family", ["unet-global", "lerobot"])
 def test_half_precision_runs_on_the_plan(family: str, levels: str) -> None:
