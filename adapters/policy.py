@@ -162,14 +162,16 @@ class ParallelPolicy:
             certify=options.certify,
             compile=options.compile,
         )
-        self.solution = problem.unscaled(solution)
+        found = problem.unscaled(solution)
+        # without the graph, which would live as long as this object, and cannot be copied
+        self.solution = replace(found, ys=found.ys.detach(), final=found.final.detach())
         if problem.seen is not None:
             values = filled(problem.seen, guess.values if isinstance(guess, Expected) else None)
-            found = PastPlan(problem.start.detach(), drawn, start.mask, values)
-            self._past, self._made = (self._past, found) if self._early else (found, None)
+            plans = PastPlan(problem.start.detach(), drawn, start.mask, values)
+            self._past, self._made = (self._past, plans) if self._early else (plans, None)
         cost = solution.stats
         stats = Stats("plan", cost.rounds, cost.evaluations, plan.nodes, batch, options.window)
-        return projected(start, self.solution.final), stats
+        return projected(start, found.final), stats
 
     def _replay(self, owner: Any, once: Call, arguments: Any) -> tuple[Any, Stats]:
         """Run the policy's own loop again and again."""
@@ -193,6 +195,10 @@ class ParallelPolicy:
             actions = replay.run(again)
         self._unchecked = replay.unchecked
         return actions, replay.stats
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was read off the scheduler: it may not be pickled, and is found again."""
+        return {**vars(self), "_loop": (None, None)}
 
     def __repr__(self) -> str:
         """Show the options."""

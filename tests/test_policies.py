@@ -276,6 +276,14 @@ def test_a_copy_of_a_parallel_policy_is_one_of_its_own() -> None:
     assert policy.picard.stats is not None
 
 
+def test_a_policy_that_was_asked_for_gradients_can_be_copied() -> None:
+    policy, sample = build("unet-global", scheduler("ddim"))
+    parallelize(policy, window=WINDOW)
+    assert sample(1, None).requires_grad
+    assert not policy.picard.solution.ys.requires_grad  # it would keep the graph
+    copy.deepcopy(policy)
+
+
 def test_what_samples_in_a_policy_may_have_been_parallelized_alone() -> None:
     policy, sample = build("lerobot", scheduler())
     kinds = type(policy), type(policy.diffusion)
