@@ -21,7 +21,7 @@ from .planned import Planned, count
 from .progress import Bars
 from .replay import Ended, Replay
 from .scout import Scout, Turned
-from .standin import Memo, RandomState, replaced
+from .standin import Memo, RandomState, by_making, replaced
 from .stats import Stats
 from .trace import Trace, trace_loop
 
@@ -107,6 +107,7 @@ class Parallel:
         finally:
             bars.close()
             self._turn = self._bars = None
+            del turn.player  # hooks that offload models may keep stand-ins, which know of it
         return result
 
     def _plan(self, turn: Turn, replay: Replay, once: Callable[[], Any], bars: Bars) -> None:
@@ -159,6 +160,10 @@ class Parallel:
     def undo(self, pipeline: Any) -> None:
         """Give a pipeline its own class back."""
         pipeline.__class__ = self.original
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was read off the scheduler: it may not be pickled, and is found again."""
+        return {**vars(self), "_traced": None}
 
     def __repr__(self) -> str:
         """Show the options."""
@@ -219,6 +224,7 @@ def _parallel_class(original: Any) -> Any:
         "__enter__": lambda self: self,
         "__exit__": leave,
         "progress_bar": progress_bar,
+        "__reduce_ex__": by_making(_parallel_class, original),
         "__module__": original.__module__,
         "__doc__": original.__doc__,
         "__qualname__": original.__qualname__,

@@ -14,6 +14,7 @@ from picard.tolerance import Tolerance
 
 from .policy import ParallelPolicy
 from .policy_options import Mode, PolicyOptions
+from .standin import by_making
 
 _NETWORKS = ("model", "unet")
 
@@ -85,7 +86,7 @@ def parallelize_policy(
     for one in _both(policy, owner):
         vars(one)["picard"] = handle
         kind: Any = type(one)
-        one.__class__ = _parallel_class(kind, samples=one is owner)
+        one.__class__ = _parallel_class(kind, one is owner)
     return policy
 
 
@@ -119,7 +120,7 @@ def _both(policy: Any, owner: Any) -> list[Any]:
 
 
 @functools.cache
-def _parallel_class(original: Any, *, samples: bool) -> Any:
+def _parallel_class(original: Any, samples: bool) -> Any:
     """Make a subclass of a policy's class, under the same name, that samples in parallel."""
 
     def enter(self: Any) -> Any:
@@ -131,6 +132,7 @@ def _parallel_class(original: Any, *, samples: bool) -> Any:
     body: dict[str, Any] = {
         "__enter__": enter,
         "__exit__": leave,
+        "__reduce_ex__": by_making(_parallel_class, original, samples),
         "__module__": original.__module__,
         "__doc__": original.__doc__,
         "__qualname__": original.__qualname__,

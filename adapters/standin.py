@@ -41,6 +41,22 @@ def _method(original: Any, method: Callable[..., Any]) -> Any:
     return replaced
 
 
+def by_making(make: Callable[..., Any], original: Any, *more: Any) -> Callable[..., Any]:
+    """Let objects of a class made on the way be pickled: by name, its original would be found."""
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        _, _, *state = original.__reduce_ex__(self, protocol)
+        return _blank, (make, original, *more), *state
+
+    return reduce
+
+
+def _blank(make: Callable[..., Any], *arguments: Any) -> Any:
+    """Make an object with nothing in it, for pickle to fill."""
+    kind = make(*arguments)
+    return kind.__new__(kind)
+
+
 @contextmanager
 def replaced(pipeline: Any, components: Mapping[str, Any]) -> Iterator[None]:
     """Put components in place of a pipeline's own for a while; its configuration does not notice."""

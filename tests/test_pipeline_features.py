@@ -102,6 +102,16 @@ def test_exchanged_attention_is_refused_and_put_back(mode: Any, output: str) -> 
     assert float(np.abs(found - expected).max()) <= 1e-3 * float(np.abs(expected).max())
 
 
+def test_a_parallel_pipeline_is_pickled_as_one() -> None:
+    pipe, given = pair("ddpm")
+    pipe.scheduler = library.DDPMScheduler(thresholding=True, clip_sample=False)
+    expected, _ = call(parallelize(pipe, window=8), given)
+    twin = pickle.loads(pickle.dumps(pipe))
+    found, _ = call(twin, given)
+    assert np.array_equal(found, expected)
+    assert type(restore(twin)) is type(restore(pipe))
+
+
 def recorder() -> tuple[list[Any], Any]:
     """Return a list, and a backend for `torch.compile` that puts every graph there and runs it as it is."""
     graphs: list[Any] = []
@@ -164,3 +174,21 @@ def test_offloading(layer_by_layer: bool) -> None:
     accelerate.hooks.remove_hook_from_module(restore(pipe).unet, recurse=True)
     again, _ = call(pipe, given)
     assert float(np.abs(again - plain).max()) <= 1e-5
+
+
+def test_offloading_keeps_no_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its end a pipeline renews its hooks, with what stands in for its models."""
+    pytest.importorskip("accelerate")
+    pipe, given = pair("sd-ddim")
+    pipe.enable_model_cpu_offload(device="cpu")
+    kept: list[Any] = []
+    parallelize(pipe, window=8)
+
+    def callback(pipeline: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        kept.append(weakref.ref(pipeline.picard._turn.player))
+        return values
+
+    call(pipe, given, callback_on_step_end=callback)
+    gc.collect()
+    assert kept
+    assert not any(one() for one in kept)

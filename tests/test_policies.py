@@ -276,6 +276,18 @@ def test_a_copy_of_a_parallel_policy_is_one_of_its_own() -> None:
     assert policy.picard.stats is not None
 
 
+@pytest.mark.parametrize("family", ["unet-global", "lerobot"])
+def test_a_parallel_policy_is_pickled_as_one(family: str) -> None:
+    policy, sample = build(family, scheduler(thresholding=True, clip_sample=False))
+    parallelize(policy, window=WINDOW)
+    drawn(sample, 1, own=False)
+    twin = pickle.loads(pickle.dumps(policy))
+    assert repr(twin.picard) == repr(policy.picard)
+    assert twin.picard.stats == policy.picard.stats
+    assert type(twin) is type(policy)
+    assert type(restore(twin)) is type(restore(policy))
+
+
 def test_a_policy_that_was_asked_for_gradients_can_be_copied() -> None:
     policy, sample = build("unet-global", scheduler("ddim"))
     parallelize(policy, window=WINDOW)
