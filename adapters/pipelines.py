@@ -62,7 +62,7 @@ def parallelize(
 
 def restore(pipeline: Any) -> Any:
     """Make what `parallelize` changed sequential again; anything else is returned as it is."""
-    handle = vars(pipeline).get("picard")
+    handle: Any = getattr(pipeline, "__dict__", {}).get("picard")
     if hasattr(handle, "undo"):
         del pipeline.picard
         handle.undo(pipeline)

@@ -191,7 +191,9 @@ def test_wrong_options_are_refused() -> None:
         parallelize(pipe, tolerance=-1.0)
     with pytest.raises(InvalidProblemError, match="unet"):
         parallelize(pipe, denoiser="uent")
-    with pytest.raises(NotSupportedError, match="scheduler"):
-        parallelize(torch.nn.Linear(1, 1))
+    for other in (torch.nn.Linear(1, 1), None, "a name"):
+        with pytest.raises(NotSupportedError, match="scheduler"):
+            parallelize(other)
+        assert restore(other) is other
     with pytest.raises(TypeError, match="widow"):
         untyped(pipe, widow=3)
