@@ -19,7 +19,6 @@ class Pack:
 
     Attributes:
         dtype: dtype of the vector.
-        device: its device.
     """
 
     def __init__(self, y0: Tensor | Sequence[Tensor], *, lead: int = 0) -> None:
@@ -45,6 +44,9 @@ class Pack:
         if len({part.device for part in parts}) > 1:
             msg = f"all parts of y0 must be on the same device; given {[describe(part) for part in parts]}"
             raise InvalidProblemError(msg)
+        if all(part.numel() == 0 for part in parts):
+            msg = f"y0 must hold at least one number; given {[describe(part) for part in parts]}"
+            raise InvalidProblemError(msg)
         self._lead = lead
         self._shapes = [part.shape[lead:] for part in parts]
         self._dtypes = [part.dtype for part in parts]
@@ -52,28 +54,35 @@ class Pack:
         self.dtype = reduce(
             torch.promote_types, [part.abs().dtype if part.is_complex() else part.dtype for part in parts]
         )
-        self.device = parts[0].device
 
     def pack(self, y: Any) -> Tensor:
-        """Pack a state, (*lead, *shape) each part, into one tensor (*lead, numbers).
+        """Pack a state, or the slope of one, into one tensor (*lead, numbers); every part is (*lead, *shape).
+
+        A slope may be what torchdiffeq can add to the state: what broadcasts to a single tensor, as many numbers for a
+        part of a tuple, real ones for a complex state.
 
         Raises:
-            InvalidProblemError: if it is not laid out like y0.
+            InvalidProblemError: if it is anything else.
         """
-        parts = [y] if self._single else list(y) if isinstance(y, (tuple, list)) else []
-        lead = self._lead
-        if len(parts) != len(self._shapes) or not all(map(self._fits, parts, self._shapes, self._dtypes)):
-            wanted = [f"{tuple(shape)} {dtype}" for shape, dtype in zip(self._shapes, self._dtypes, strict=True)]
-            given = [describe(part) for part in parts] or describe(y)
-            msg = f"func must return what it is given, {', '.join(wanted)}; it returned {given}"
+        several = isinstance(y, (tuple, list)) or (isinstance(y, Tensor) and y.ndim > 0)
+        parts = [y] if self._single else list(y) if several else []
+        if len(parts) != len(self._shapes):
+            msg = f"func must return a tuple of {len(self._shapes)} tensors, as it is given; it returned {describe(y)}"
             raise InvalidProblemError(msg)
-        flat = [torch.view_as_real(part) if part.is_complex() else part for part in parts]
-        sized = zip(flat, self._sizes, strict=True)
-        return torch.cat([part.reshape((*part.shape[:lead], size)).to(self.dtype) for part, size in sized], -1)
+        return torch.cat([self._flat(*part) for part in zip(parts, self._shapes, self._dtypes, strict=True)], -1)
 
-    def _fits(self, part: object, shape: torch.Size, dtype: torch.dtype) -> bool:
-        same = isinstance(part, Tensor) and part.shape[self._lead :] == shape
-        return same and isinstance(part, Tensor) and part.is_complex() == dtype.is_complex
+    def _flat(self, part: Any, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        lead, msg = self._lead, f"func must return what it is given, shape {tuple(shape)} and {dtype}; it returned "
+        if not isinstance(part, Tensor) or part.ndim < lead or (part.is_complex() and not dtype.is_complex):
+            raise InvalidProblemError(msg + describe(part))
+        outer, inner = part.shape[:lead], part.shape[lead:]
+        padded = (*[1] * (len(shape) - len(inner)), *inner)
+        if self._single and len(padded) == len(shape) and all(n in (1, m) for n, m in zip(padded, shape, strict=True)):
+            part = part.reshape((*outer, *padded)).expand((*outer, *shape))
+        elif (_dense(inner) != _dense(shape)) if self._single else inner.numel() != shape.numel():
+            raise InvalidProblemError(msg + describe(part))
+        real = torch.view_as_real(part.to(dtype)) if dtype.is_complex else part
+        return real.reshape((*outer, -1)).to(self.dtype)
 
     def unpack(self, x: Tensor) -> Any:
         """Unpack a tensor (..., numbers) into parts (..., *shape), in their own dtypes."""
@@ -85,3 +94,8 @@ class Pack:
             else:
                 parts.append(part.reshape((*x.shape[:-1], *shape)).to(dtype))
         return parts[0] if self._single else tuple(parts)
+
+
+def _dense(shape: torch.Size) -> list[int]:
+    """Leave out the dimensions of one."""
+    return [size for size in shape if size != 1]

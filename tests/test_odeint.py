@@ -226,8 +226,54 @@ def test_functions_that_cannot_be_lifted(name: str) -> None:
 def test_errors_of_the_function_itself_are_its_own() -> None:
     with pytest.raises(ZeroDivisionError):
         odeint(lambda t, y: y / (1 // 0), START, grid(), method="euler")
-    with pytest.raises(InvalidProblemError, match="must return what it is given"):
-        odeint(lambda t, y: y[:1], START, grid(), method="euler")
+
+
+SLOPES: dict[str, tuple[Any, Any]] = {
+    "number": (torch.zeros(2, 3, dtype=F64), lambda t, y: t**2),
+    "row": (torch.zeros(2, 3, dtype=F64), lambda t, y: y[0] - t),
+    "another dtype": (torch.zeros(2, 3, dtype=F64), lambda t, y: torch.ones_like(y).long()),
+    "further dimension": (torch.ones(3, dtype=F64), lambda t, y: -y.reshape(1, 3)),
+    "no dimension": (torch.ones(1, dtype=F64), lambda t, y: -y.sum()),
+    "real": (torch.ones(3, dtype=torch.complex128) * (1 + 1j), lambda t, y: -y.abs()),
+    "flat parts": ((torch.ones(2, 1, dtype=F64), torch.ones(3, dtype=F64)), lambda t, y: (-y[0].sum(1), -y[1][None])),
+}
+
+
+@pytest.mark.parametrize("name", SLOPES)
+def test_slopes_are_what_torchdiffeq_can_add_to_a_state(name: str) -> None:
+    y0, drift = SLOPES[name]
+    given, expected = odeint(drift, y0, grid(), method="rk4", **EXACT), reference(drift, y0, grid(), method="rk4")
+    for one, other in zip(given, expected, strict=True) if isinstance(y0, tuple) else [(given, expected)]:
+        assert_same(one, other)
+
+
+WRONG: dict[str, tuple[Any, Any]] = {
+    "as many numbers in another shape": (torch.ones(2, 3), lambda t, y: y.T),
+    "too few": (torch.ones(6), lambda t, y: y[:3]),
+    "complex": (torch.ones(6), lambda t, y: 1j * y),
+    "a number": (torch.ones(6), lambda t, y: 1.0),
+    "a tuple": (torch.ones(6), lambda t, y: (y,)),
+    "too few parts": ((torch.ones(2), torch.ones(2)), lambda t, y: (y[0],)),
+    "one tensor": ((torch.ones(2), torch.ones(2)), lambda t, y: y[0]),
+    "another part": ((torch.ones(2), torch.ones(2)), lambda t, y: (y[0], y[1][:1])),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_a_slope_is_refused(name: str) -> None:
+    y0, drift = WRONG[name]
+    with pytest.raises(InvalidProblemError, match=r"func must return (what|a tuple)"):
+        odeint(drift, y0, grid().float(), method="euler")
+
+
+def test_slopes_of_rows_are_checked_too() -> None:
+    y0, options = torch.ones(4, 2, 3, dtype=F64), {"rows": True}
+    found = odeint(lambda t, y: -t[:, None], y0[:, 0], grid(), method="euler", options=options, **EXACT)
+    assert_same(found, reference(lambda t, y: -t, y0[:, 0], grid(), method="euler"))
+    with pytest.raises(InvalidProblemError, match=r"must return what it is given, shape \(2, 3\)"):
+        odeint(lambda t, y: y.transpose(1, 2), y0, grid(), method="euler", options=options)
+    with pytest.raises(InvalidProblemError, match="y0 must hold"):
+        odeint(lambda t, y: y, y0[:0], grid(), method="euler", options=options)
 
 
 @pytest.mark.parametrize("rows", [False, True])
