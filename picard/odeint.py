@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -184,7 +185,7 @@ def _number(name: str, value: Any) -> float:
 
 def _check_t(t: object, chosen: Mapping[str, Any]) -> None:
     if isinstance(t, Tensor) and t.is_floating_point() and t.ndim == 1 and t.numel() == 2:
-        if "step_size" not in chosen and "grid_constructor" not in chosen:
+        if chosen.get("step_size") is None and chosen.get("grid_constructor") is None:
             msg = (
                 "t is the grid, and two points would be one single step: say the step size, "
                 'options={"step_size": 0.01}, or list every step, t = torch.linspace(t0, t1, steps + 1)'
@@ -204,8 +205,8 @@ def _grid(func: Callable[..., Any], y0: Any, t: Tensor, chosen: Mapping[str, Any
         msg = "step_size and grid_constructor both say the grid: give one of them"
         raise InvalidProblemError(msg)
     if size is not None:
-        if not float(size) > 0:
-            msg = f"step_size must be positive, also when t decreases; given {float(size):g}"
+        if not 0 < float(size) < math.inf:
+            msg = f"step_size must be positive and finite, also when t decreases; given {float(size):g}"
             raise InvalidProblemError(msg)
         sign = 1 if t[-1] > t[0] else -1
         count = int(torch.ceil(sign * (t[-1] - t[0]) / size + 1))
