@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from picard.device import fetch
+from picard.doors import SOLVER_OPTIONS, check_constant, check_options
 from picard.errors import (
     InvalidGridError,
     InvalidProblemError,
@@ -29,7 +30,6 @@ from picard.rowwise import rowwise
 from picard.solve import solve
 from picard.tolerance import RelAbs
 
-SOLVER_OPTIONS = ("window", "max_rows", "max_rounds", "tolerance", "linearization", "guess", "callback", "progress")
 _OPTIONS = ("step_size", "grid_constructor", "interp", "rows", *SOLVER_OPTIONS)
 _REFUSED = {"dopri8", "dopri5", "tsit5", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver", "explicit_adams"}
 _REFUSED |= {"implicit_adams", "fixed_adams", "implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "gl4"}
@@ -136,6 +136,7 @@ def odeint(
     x0 = pack.pack(y0) if rows else pack.pack(y0)[None]
     problem = GridODE(_drift(func, pack, rows=rows), x0)
     _check_t(t, chosen)
+    check_constant("t", t)
     grid = _grid(func, y0, t, chosen)
     readout = Readout(grid, t)
     keywords = {name: chosen[name] for name in SOLVER_OPTIONS if name in chosen}
@@ -143,18 +144,6 @@ def odeint(
     ys = solve(problem, grid, method=integrator, save=readout.points, **keywords).ys
     found = readout.cubic(ys, problem) if chosen.get("interp") == "cubic" else readout.linear(ys)
     return pack.unpack(found if rows else found[:, 0])
-
-
-def check_options(given: Mapping[str, Any], known: Sequence[str], name: str) -> None:
-    """Refuse options that do not exist.
-
-    Raises:
-        TypeError: with the name that was probably meant.
-    """
-    for option in given:
-        if option not in known:
-            msg = f"{name} has no option {option!r}: {close_match(str(option), known)}"
-            raise TypeError(msg)
 
 
 def _resolve(method: str | Integrator | None) -> str | Integrator:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from picard.device import fetch
+from picard.doors import SOLVER_OPTIONS, check_constant, check_options
 from picard.errors import (
     InvalidGridError,
     InvalidProblemError,
@@ -21,7 +22,6 @@ from picard.errors import (
 from picard.grid import NoiseKind, check_times
 from picard.interpolate import Readout
 from picard.noise import Noise
-from picard.odeint import SOLVER_OPTIONS, check_options
 from picard.rowwise import rowwise
 from picard.sde import SDE
 from picard.solve import solve
@@ -110,6 +110,7 @@ def sdeint(
         msg = f"y0 must be a floating tensor of shape (batch, d); given {describe(y0)}"
         raise InvalidProblemError(msg)
     ts = _check_ts(ts, y0)
+    check_constant("ts", ts)
     rows = bool(chosen.get("rows", False))
     both, diffusion = _functions(sde, dict(names or {}))
     channels = _channels(both, ts, y0, noise_type, rows=rows)

@@ -331,6 +331,22 @@ def test_refusals(change: dict[str, Any], error: type[Exception], message: str) 
         odeint(**arguments)
 
 
+def test_a_gradient_by_time_is_refused_where_one_is_asked_for() -> None:
+    t = grid().requires_grad_()
+    with pytest.raises(NotSupportedError, match=r"gets no gradient: write t\.detach\(\)"):
+        odeint(pendulum, START, t, method="euler")
+    with torch.no_grad():
+        odeint(pendulum, START, t, method="euler")
+    length = torch.tensor(2.0, dtype=F64, requires_grad=True)  # what the error says to write instead
+    found = []
+    for solver, drift, times, exact in (
+        (reference, pendulum, length * grid(last=1.0), {}),
+        (odeint, lambda t, y: length * pendulum(length * t, y), grid(last=1.0), EXACT),
+    ):
+        found.append(torch.autograd.grad(solver(drift, START, times, method="rk4", **exact)[-1].sum(), length)[0])
+    assert_same(found[1], found[0])
+
+
 def test_callbacks_of_func_are_refused() -> None:
     class Callback(Net):
         def callback_step(self, t: Tensor, y: Tensor, dt: Tensor) -> None: ...

@@ -260,6 +260,7 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"ts": [1.0, 0.0]}, InvalidGridError, "must increase"),
     ({"ts": [0.0]}, InvalidGridError, "at least two times"),
     ({"ts": [0.0, 1.0, 0.5]}, InvalidGridError, "strictly"),
+    ({"ts": torch.tensor([0.0, 1.0], requires_grad=True)}, NotSupportedError, r"write ts\.detach"),
     ({"dt": 0.0}, InvalidGridError, "positive"),
     ({"dt": 1e-9, "ts": torch.tensor([0.9999, 1.0])}, InvalidGridError, "lost in the rounding"),
     ({"y0": torch.zeros(3)}, InvalidProblemError, r"\(batch, d\)"),
