@@ -79,13 +79,19 @@ class Readout:
             return first
         return first + self._like(self._share, ys) * (ys[self._after.to(device)] - first)
 
-    def cubic(self, ys: Tensor, problem: ODE) -> Tensor:
-        """Interpolate by cubic Hermite polynomials; the drift is evaluated once more, at `points`."""
+    def cubic(self, ys: Tensor, problem: ODE, max_rows: int | None = None) -> Tensor:
+        """Interpolate by cubic Hermite polynomials; the drift is evaluated once more, at `points`.
+
+        Args:
+            ys: states at `points`, shape (points, batch, *state).
+            problem: the ODE that was solved.
+            max_rows: rows a call of the drift may hold; `None` for no limit.
+        """
         device = ys.device
         before, after = self._before.to(device), self._after.to(device)
         if self._on_grid:
             return ys[before]
-        slope = _slopes(problem, self._grid[self.points.to(self._grid.device)], ys)
+        slope = _slopes(problem, self._grid[self.points.to(self._grid.device)], ys, max_rows)
         share, h = self._like(self._share, ys), self._like(self._h, ys)
         return hermite(share, h, ys[before], slope[before], ys[after], slope[after])
 
@@ -111,10 +117,10 @@ def interpolate(ts: Tensor, ys: Tensor, t: Tensor, problem: object) -> Tensor:
     return found.to(ys.dtype).reshape(*t.shape, *ys.shape[1:])
 
 
-def _slopes(problem: ODE, ts: Tensor, ys: Tensor) -> Tensor:
-    """Evaluate the drift at states (points, batch, *state) at grid times (points,), in one call."""
+def _slopes(problem: ODE, ts: Tensor, ys: Tensor, max_rows: int | None) -> Tensor:
+    """Evaluate the drift at states (points, batch, *state) at grid times (points,)."""
     count, batch = ys.shape[:2]
     times = ts.to(ys.device, problem.time_dtype(ts)).repeat_interleave(batch)
     cond = Conditioning(problem.conditioning(), batch).of(None, torch.arange(batch).repeat(count))
-    value, _ = evaluate(problem, Rows(times, ys.flatten(0, 1), cond), None)
+    value, _ = evaluate(problem, Rows(times, ys.flatten(0, 1), cond), max_rows)
     return value.unflatten(0, (count, batch))

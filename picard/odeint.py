@@ -141,8 +141,13 @@ def odeint(
     readout = Readout(grid, t)
     keywords = {name: chosen[name] for name in SOLVER_OPTIONS if name in chosen}
     keywords.setdefault("tolerance", RelAbs(_number("rtol", rtol), _number("atol", atol)))
-    ys = solve(problem, grid, method=integrator, save=readout.points, **keywords).ys
-    found = readout.cubic(ys, problem) if chosen.get("interp") == "cubic" else readout.linear(ys)
+    solution = solve(problem, grid, method=integrator, save=readout.points, **keywords)
+    if chosen.get("interp") == "cubic":
+        stats = solution.stats
+        most = stats.window * stats.batch if stats.max_rows is None else min(stats.window * stats.batch, stats.max_rows)
+        found = readout.cubic(solution.ys, problem, most)
+    else:
+        found = readout.linear(solution.ys)
     return pack.unpack(found if rows else found[:, 0])
 
 

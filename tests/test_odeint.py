@@ -200,6 +200,23 @@ def test_the_window_of_one_runs_anything() -> None:
 
     expected = reference(stubborn, START, grid(), method="euler")
     assert_same(odeint(stubborn, START, grid(), method="euler", options={"window": 1}), expected)
+    t, between = torch.tensor([0.0, 0.33, 2.0], dtype=F64), {"step_size": 0.1, "interp": "cubic"}
+    expected = reference(stubborn, START, t, method="euler", options=dict(between))
+    assert_same(odeint(stubborn, START, t, method="euler", options={**between, "window": 1}), expected)
+
+
+def test_slopes_for_interpolation_are_evaluated_in_calls_no_larger_than_those_of_the_solve() -> None:
+    calls: list[int] = []
+
+    def drift(t: Tensor, y: Tensor) -> Tensor:
+        calls.append(len(t))
+        return -y
+
+    t, y0 = torch.linspace(0, 2, 30, dtype=F64), torch.randn(2, 3, dtype=F64)
+    for limit, most in (({"max_rows": 5}, 5), ({"window": 4}, 8)):
+        calls.clear()
+        odeint(drift, y0, t, method="rk4", options={"rows": True, "step_size": 0.05, "interp": "cubic", **limit})
+        assert max(calls) == most
 
 
 def writes(t: Tensor, y: Tensor) -> Tensor:
