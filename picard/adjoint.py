@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from picard.engine import Setup
-from picard.errors import InvalidGridError
+from picard.errors import InvalidGridError, NotSupportedError, describe
 from picard.grid import Times
 from picard.noise import Noise
 from picard.plan import Plan
@@ -64,11 +64,13 @@ class FieldAtNodes:
         setup: the forward solve.
         noise: noise of every node where it enters through the field, shape (nodes, batch, *noise).
         cond: conditioning, every tensor detached and, where the original does, asking for a gradient.
+        known: all tensors beside the state that gradients are taken by; `None` if they are still to be found.
     """
 
     setup: Setup
     noise: Tensor | None
     cond: Mapping[str, Any]
+    known: Sequence[Tensor] | None = None
 
     def __call__(
         self, node: Int[Tensor, " rows"], sample: Int[Tensor, " rows"], z: Float[Tensor, "rows *state"]
@@ -82,6 +84,9 @@ class FieldAtNodes:
 
         Returns:
             The field there.
+
+        Raises:
+            NotSupportedError: if it depends on tensors that are not known, whose gradient would be lost.
         """
         setup, tables = self.setup, self.setup.tables
         conditioning = Conditioning(self.cond, len(setup.problem.x0))
@@ -92,11 +97,25 @@ class FieldAtNodes:
             None if tables.scales is None else tables.scales[node],
         )
         value, diffusion = evaluate(setup.problem.alone, rows, setup.max_rows)
-        if diffusion is None or self.noise is None:
-            return value
-        noise = self.noise[node, sample]
-        kick = tables.kick[node].reshape(-1, *[1] * (noise.ndim - 1))
-        return kicked(value, diffusion, (kick * noise).to(value.dtype))
+        if diffusion is not None and self.noise is not None:
+            noise = self.noise[node, sample]
+            kick = tables.kick[node].reshape(-1, *[1] * (noise.ndim - 1))
+            value = kicked(value, diffusion, (kick * noise).to(value.dtype))
+        if self.known is not None and torch.is_grad_enabled():
+            self._check(leaves(value), [z, *self.known])
+        return value
+
+    @staticmethod
+    def _check(found: Sequence[Tensor], known: Sequence[Tensor]) -> None:
+        identities = {id(tensor) for tensor in known}
+        for leaf in found:
+            if id(leaf) not in identities:
+                msg = (
+                    "the model must depend on the same tensors at every time and sample, as its first row tells them; "
+                    f"elsewhere it depends on {describe(leaf)} too, whose gradient would be lost: add 0 * tensor.sum() "
+                    "to what the model returns, or hand the tensor over in cond"
+                )
+                raise NotSupportedError(msg)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +153,22 @@ class AdjointProblem(Problem):
                 return torch.zeros_like(rows.x), None
             (product,) = torch.autograd.grad(value, z, rows.x.to(value.dtype), allow_unused=True)
         return torch.zeros_like(rows.x) if product is None else product.to(rows.x.dtype), None
+
+
+def leaves(value: Tensor) -> list[Tensor]:
+    """Walk a graph back to the leaves that ask for a gradient."""
+    if value.grad_fn is None:
+        return [value] if value.requires_grad else []
+    leaves, seen, todo = [], set(), [value.grad_fn]
+    while todo:
+        function = todo.pop()
+        if function in seen:
+            continue
+        seen.add(function)
+        if hasattr(function, "variable"):
+            leaves.append(getattr(function, "variable"))  # noqa: B009  # only leaves have it, which torch does not declare
+        todo.extend(after for after, _ in function.next_functions if after is not None)
+    return leaves
 
 
 def asking(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from picard.adjoint import FieldAtNodes, asking, draw_everything
+from picard.adjoint import FieldAtNodes, asking, draw_everything, leaves
 from picard.backward import solve_backward
 from picard.engine import Setup
 from picard.prepare import Prepared
@@ -59,7 +59,7 @@ def differentiation(setup: Setup, prepared: Prepared) -> Differentiation:
     zero = torch.zeros(1, dtype=torch.int64, device=x0.device)
     with torch.enable_grad():
         value = FieldAtNodes(setup, noise, cond)(zero, zero, x0[:1].clone())  # the model may work in place
-    captured = [leaf for leaf in _leaves(value) if not any(leaf is copy for copy in copies)]
+    captured = [leaf for leaf in leaves(value) if not any(leaf is copy for copy in copies)]
     return Differentiation([*inputs, *captured], [*copies, *captured], cond)
 
 
@@ -123,7 +123,7 @@ class _Implicit(torch.autograd.Function):
         (kept,) = ctx.saved_tensors
         prepared, plan = task.prepared, task.prepared.plan
         noise = draw_everything(prepared, kept.shape[1]) if prepared.problem.noise_in_field else None
-        field_at = FieldAtNodes(task.setup, noise, task.by.cond)
+        field_at = FieldAtNodes(task.setup, noise, task.by.cond, task.by.stand_ins)
         points = check_save(task.save, plan.steps)
         nodes = plan.grid_nodes[points].tolist()
         direct = {} if by_ys is None else {node: by_ys[slot] for slot, node in enumerate(nodes)}
@@ -132,19 +132,3 @@ class _Implicit(torch.autograd.Function):
         wanted = task.by.stand_ins if ctx.wants_inputs else []
         by_start, by_inputs = solve_backward(field_at, Recall(field_at, kept), start, direct, wanted)
         return (None, by_start.to(kept.dtype), *by_inputs)
-
-
-def _leaves(value: Tensor) -> list[Tensor]:
-    """Walk a graph back to the leaves that ask for a gradient."""
-    if value.grad_fn is None:
-        return [value] if value.requires_grad else []
-    leaves, seen, todo = [], set(), [value.grad_fn]
-    while todo:
-        function = todo.pop()
-        if function in seen:
-            continue
-        seen.add(function)
-        if hasattr(function, "variable"):
-            leaves.append(getattr(function, "variable"))  # noqa: B009  # only leaves have it, which torch does not declare
-        todo.extend(after for after, _ in function.next_functions if after is not None)
-    return leaves

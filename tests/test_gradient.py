@@ -259,3 +259,25 @@ def test_a_neural_ode_trains_as_with_torchdiffeq() -> None:
     ours = train(lambda net: picard.solve(picard.ODE(net, x0), grid, method="heun", tolerance=1e-10).final)
     theirs = train(lambda net: torchdiffeq.odeint(scalar(net), x0, grid, method="heun2")[-1])
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("start_asks", [True, False])
+def test_tensors_that_the_first_row_does_not_show_are_not_forgotten(start_asks: bool) -> None:
+    """An expert that the first sample does not meet: its gradient would be missing without a word."""
+    experts = [nn.Linear(2, 2, dtype=torch.float64) for _ in range(2)]
+
+    def drift(t: Tensor, x: Tensor, shown: bool) -> Tensor:
+        out, chosen = torch.zeros_like(x), (x[:, 0] < 0).long()
+        for index in chosen.unique().tolist():
+            rows = (chosen == index).nonzero()[:, 0]
+            out = out.index_put((rows,), experts[index](x[rows]))
+        return out + 0 * sum(one.sum() for expert in experts for one in expert.parameters()) if shown else out
+
+    x0 = torch.tensor([[2.0, 0.1], [-2.0, 0.2]], dtype=torch.float64, requires_grad=start_asks)
+    if start_asks:
+        experts[0].requires_grad_(False)
+    inputs = [one for expert in experts for one in expert.parameters() if one.requires_grad] + [x0] * start_asks
+    agree(lambda: picard.ODE(drift, x0, cond={"shown": True}), times(end=0.2), "rk4", inputs)
+    solution = picard.solve(picard.ODE(drift, x0, cond={"shown": False}), times(end=0.2), method="rk4")
+    with pytest.raises(picard.NotSupportedError, match=r"0 \* tensor\.sum"):
+        solution.final.sum().backward()
