@@ -200,7 +200,7 @@ class RowCond:
         return self.source.repeated(self)
 
 
-def map_tensors(value: Any, apply: Callable[..., Tensor], *others: Any) -> Any:
+def map_tensors(value: Any, apply: Callable[..., Any], *others: Any) -> Any:
     """Apply a function to every tensor inside nested dicts, lists and tuples, and to what others have in its place."""
     if isinstance(value, Tensor):
         return apply(value, *others)

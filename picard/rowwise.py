@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from picard.errors import InvalidProblemError, NotSupportedError, describe
+from picard.rows import map_tensors
 
 
 class Rowwise:
@@ -27,16 +28,27 @@ class Rowwise:
 
     def __call__(self, t: Tensor, x: Any, **cond: Any) -> Any:
         """Evaluate every row: t (rows,), tensors in x and cond (rows, ...); returns (rows, ...)."""
+        given: list[Tensor] = []
+        map_tensors(cond, given.append)
+        for tensor in given:
+            if tensor.shape[:1] != t.shape:
+                msg = (
+                    f"every tensor in cond must have one entry a row, {len(t)} here; given {describe(tensor)}: bind "
+                    "one that all rows share to the function, with functools.partial"
+                )
+                raise InvalidProblemError(msg)
         if len(t) == 1:  # nothing to lift: functions that cannot be lifted still run with window=1
-            return _restack(self.func(t[0], *_row(x), **_row(cond)[0]))
-        mapped = {name: value for name, value in cond.items() if isinstance(value, Tensor)}
-        fixed = {name: value for name, value in cond.items() if name not in mapped}
-        lifted = torch.func.vmap(lambda t, x, mapped: self.func(t, x, **mapped, **fixed))
+            return map_tensors(self._first(t, x, cond), lambda value: value[None])
+
+        def one(t: Tensor, x: Any, given: list[Tensor]) -> Any:
+            each = iter(given)
+            return self.func(t, x, **map_tensors(cond, lambda _: next(each)))
+
         try:
-            return lifted(t, x, mapped)
+            return torch.func.vmap(one)(t, x, given)
         except Exception as error:
             # The function itself is at fault if it fails on a single row too; then its own error says most.
-            self.func(t[0], *_row(x), **_row(cond)[0])
+            self._first(t, x, cond)
             reason = str(error).strip().split("\n")[0].split(". ")[0]
             msg = (
                 f"func must run on many rows at once, by torch.func.vmap; it runs on one row but not on {len(t)} "
@@ -47,6 +59,10 @@ class Rowwise:
                 'As it is, options={"window": 1} runs it one state after the other'
             )
             raise NotSupportedError(msg) from error
+
+    def _first(self, t: Tensor, x: Any, cond: Mapping[str, Any]) -> Any:
+        x, cond = map_tensors((x, cond), lambda value: value[0])
+        return self.func(t[0], x, **cond)
 
     def __repr__(self) -> str:
         """Name the function."""
@@ -63,27 +79,10 @@ def rowwise(func: Callable[..., Any]) -> Rowwise:
 
     Returns:
         A function called as `f(t, x, **cond)` with t (rows,), x (rows, *state) and one entry a row in every tensor of
-        `cond`; it returns (rows, *state). It raises `NotSupportedError` when called, if the function cannot be lifted.
+        `cond`, also inside dicts, lists and tuples; it returns (rows, *state). It raises `NotSupportedError` when
+        called, if the function cannot be lifted.
 
     Raises:
         InvalidProblemError: if `func` is not callable.
     """
     return Rowwise(func)
-
-
-def _row(value: Any) -> tuple[Any]:
-    """Take the first row of all tensors, one level deep."""
-    if isinstance(value, Tensor):
-        return (value[0],)
-    if isinstance(value, dict):
-        return ({name: _row(item)[0] for name, item in value.items()},)
-    if isinstance(value, (tuple, list)):
-        return (type(value)(_row(item)[0] for item in value),)
-    return (value,)
-
-
-def _restack(value: Any) -> Any:
-    """Give every tensor a rows dimension of one."""
-    if isinstance(value, (tuple, list)):
-        return type(value)(_restack(item) for item in value)
-    return value[None] if isinstance(value, Tensor) else value

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from picard.errors import InvalidGridError, InvalidProblemError, NotSupportedErr
 from picard.integrators import RK4
 from picard.odeint import odeint
 from picard.rowwise import rowwise
+from picard.verify import select
 
 METHODS = ["euler", "midpoint", "heun2", "heun3", "rk4"]
 EXACT: dict[str, Any] = {"rtol": 1e-13, "atol": 1e-13}
@@ -379,6 +380,35 @@ def test_rowwise_lifts_conditioning() -> None:
     torch.testing.assert_close(given, y * (gain * t)[:, None] + 1)
     torch.testing.assert_close(lifted(t[:1], y[:1], gain=gain[:1], label="a"), given[:1])
     assert repr(rowwise(pendulum)) == "rowwise(pendulum)"
+
+
+class Rates(NamedTuple):
+    decay: Tensor
+    kind: str
+
+
+def test_rowwise_gives_every_row_its_own_entries_of_nested_conditioning() -> None:
+    def drift(t: Tensor, y: Tensor, rates: Any) -> Tensor:
+        rate = rates["decay"] if isinstance(rates, dict) else rates.decay
+        assert rate.shape == ()
+        return -rate * y
+
+    decay, y0 = torch.tensor([1.0, 2.0, 3.0], dtype=F64), torch.ones(3, 2, dtype=F64)
+    flat = picard.ODE(rowwise(lambda t, y, decay: -decay * y), y0, cond={"decay": decay})
+    expected = picard.sequential(flat, grid(), method="rk4").final
+    for rates in ({"decay": decay}, Rates(decay, "slow")):
+        problem = picard.ODE(rowwise(drift), y0, cond={"rates": rates})
+        found = picard.solve(problem, grid(), method="rk4", tolerance=1e-12)
+        torch.testing.assert_close(found.final, expected)
+        found = picard.solve(select(problem, [2, 0]), grid(), method="rk4", tolerance=1e-12)
+        torch.testing.assert_close(found.final, expected[[2, 0]])
+
+
+@pytest.mark.parametrize("shared", [torch.eye(2, dtype=F64), torch.tensor(2.0, dtype=F64)], ids=["matrix", "number"])
+def test_rowwise_refuses_conditioning_that_all_rows_share(shared: Tensor) -> None:
+    problem = picard.ODE(rowwise(lambda t, y, shared: -y), torch.ones(3, 2, dtype=F64), cond={"shared": shared})
+    with pytest.raises(InvalidProblemError, match=r"one entry a row, .*functools\.partial"):
+        picard.solve(problem, grid(), method="rk4")
 
 
 def test_rowwise_functions_serve_solve() -> None:

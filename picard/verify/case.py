@@ -15,6 +15,7 @@ from picard.noise import Noise
 from picard.ode import ODE
 from picard.prepare import Prepared, prepare
 from picard.problem import Problem
+from picard.rows import map_tensors
 from picard.sde import SDE
 
 
@@ -131,13 +132,7 @@ def select(problem: Any, samples: list[int]) -> Any:
 
 
 def _rows(value: Any, samples: list[int], batch: int) -> Any:
-    if isinstance(value, Tensor):
-        return value[samples] if value.ndim and len(value) == batch else value
-    if isinstance(value, Mapping):
-        return {name: _rows(item, samples, batch) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_rows(item, samples, batch) for item in value)
-    return value
+    return map_tensors(value, lambda tensor: tensor[samples] if tensor.ndim and len(tensor) == batch else tensor)
 
 
 def show(value: object) -> str:
