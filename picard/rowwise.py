@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from picard.errors import InvalidProblemError, NotSupportedError, describe
+from picard.memory import out_of_memory
 from picard.rows import map_tensors
 
 
@@ -47,6 +48,8 @@ class Rowwise:
         try:
             return torch.func.vmap(one)(t, x, given)
         except Exception as error:
+            if out_of_memory(error):  # fewer rows will do, and the solver takes fewer
+                raise
             # The function itself is at fault if it fails on a single row too; then its own error says most.
             self._first(t, x, cond)
             reason = str(error).strip().split("\n")[0].split(". ")[0]

@@ -411,6 +411,21 @@ def test_rowwise_refuses_conditioning_that_all_rows_share(shared: Tensor) -> Non
         picard.solve(problem, grid(), method="rk4")
 
 
+def test_rowwise_hands_on_that_memory_ran_out() -> None:
+    calls: list[int] = []
+
+    def drift(t: Tensor, y: Tensor) -> Tensor:
+        calls.append(0)
+        if len(calls) == 3:
+            msg = "[enforce fail at alloc_cpu.cpp:1] err == 0. DefaultCPUAllocator: can't allocate memory"
+            raise RuntimeError(msg)
+        return -y
+
+    found = odeint(drift, START, grid(), method="euler")
+    assert len(calls) > 3
+    assert_same(found, reference(lambda t, y: -y, START, grid(), method="euler"), 1e-6)
+
+
 def test_rowwise_functions_serve_solve() -> None:
     net = nn.Linear(2, 2).double()
     problem = picard.ODE(rowwise(lambda t, y: torch.tanh(net(y)) * t), torch.randn(3, 2, dtype=F64))
