@@ -56,8 +56,9 @@ class Rowwise:
             msg = (
                 f"func must run on many rows at once, by torch.func.vmap; it runs on one row but not on {len(t)} "
                 f"({type(error).__name__}: {reason}). Build new tensors from y (torch.zeros_like(y), torch.stack) "
-                "instead of writing into torch.zeros(...), write torch.where instead of `if`, use no .item(), no "
-                "float(t) and no random numbers. Or write it for rows, func(t, y) with t (rows,) and y (rows, *state), "
+                "instead of writing into torch.zeros(...), write torch.where instead of `if`, torch.func.grad instead "
+                "of torch.autograd.grad, use no .item(), no float(t) and no random numbers. "
+                "Or write it for rows, func(t, y) with t (rows,) and y (rows, *state), "
                 'and say so: options={"rows": True} in odeint and sdeint, picard.ODE(func, y0) in solve. '
                 'As it is, options={"window": 1} runs it one state after the other'
             )
@@ -78,7 +79,7 @@ def rowwise(func: Callable[..., Any]) -> Rowwise:
     Args:
         func: called as `func(t, y, **cond)` with a scalar tensor t and one state y; a module or a plain function.
             `torch.func.vmap` must be able to run it: no writing into captured tensors, no `.item()`, no control flow
-            that depends on values.
+            that depends on values, no `torch.autograd.grad`.
 
     Returns:
         A function called as `f(t, x, **cond)` with t (rows,), x (rows, *state) and one entry a row in every tensor of

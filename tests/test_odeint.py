@@ -226,12 +226,27 @@ def writes(t: Tensor, y: Tensor) -> Tensor:
     return out
 
 
+def energy(y: Tensor) -> Tensor:
+    return (torch.cosh(y[..., 0]) + y[..., 1] ** 2).sum()
+
+
+def rotated(slope: Tensor) -> Tensor:
+    return torch.stack([slope[..., 1], -slope[..., 0]], -1)
+
+
+def hamiltonian(t: Tensor, y: Tensor) -> Tensor:
+    with torch.enable_grad():
+        y = y.detach().requires_grad_()
+        return rotated(torch.autograd.grad(energy(y), y)[0])
+
+
 STUBBORN = {
     "writes": writes,
     "branches": lambda t, y: y if y.sum() > 0 else -y,
     "item": lambda t, y: y * t.item(),
     "random": lambda t, y: y + torch.randn_like(y),
     "numpy": lambda t, y: torch.from_numpy(y.numpy() * 2),
+    "autograd": hamiltonian,
 }
 
 
@@ -239,6 +254,14 @@ STUBBORN = {
 def test_functions_that_cannot_be_lifted(name: str) -> None:
     with pytest.raises(NotSupportedError, match=r"one row but not on \d+ .* options=\{\"rows\": True\}"):
         odeint(STUBBORN[name], START, grid(), method="euler")
+
+
+def test_derivatives_inside_a_function() -> None:
+    expected = reference(hamiltonian, START, grid(), method="rk4")
+    lifted = odeint(lambda t, y: rotated(torch.func.grad(energy)(y)), START, grid(), method="rk4", **EXACT)
+    rows = odeint(hamiltonian, START[None], grid(), method="rk4", options={"rows": True}, **EXACT)
+    assert_same(lifted, expected)
+    assert_same(rows[:, 0], expected)
 
 
 def test_errors_of_the_function_itself_are_its_own() -> None:
