@@ -9,7 +9,7 @@ from torch import Tensor
 
 from picard.errors import InvalidProblemError, describe
 
-_NODES = 20001  # of the trapezoidal rule over the radius; its error is below 1e-6
+_NODES = 20001  # of the trapezoidal rule over the radius of each law; its error is below 1e-6
 
 
 def gaussian_tv(mean_1: float | Tensor, std_1: float, mean_2: float | Tensor, std_2: float) -> float:
@@ -45,10 +45,8 @@ def gaussian_tv(mean_1: float | Tensor, std_1: float, mean_2: float | Tensor, st
     if len(first) == 1:
         return float(_excess(one, std_1, one, shift, std_2)[0])
     others = len(first) - 1
-    wide = max(std_1, std_2)
-    most = wide * (math.sqrt(others) + 12)
-    least = max(0.0, min(std_1, std_2) * (math.sqrt(others) - 12))
-    radius = torch.linspace(least, most, _NODES, dtype=torch.float64)
+    near = torch.linspace(max(0.0, math.sqrt(others) - 12), math.sqrt(others) + 12, _NODES, dtype=torch.float64)
+    radius = torch.cat([std_1 * near, std_2 * near]).sort().values  # each law on its own scale
     weight_1, weight_2 = (_chi(radius, others, std) for std in (std_1, std_2))
     return float(torch.trapezoid(_excess(weight_1, std_1, weight_2, shift, std_2), radius))
 

@@ -45,6 +45,19 @@ def test_equal_widths_agree_with_the_formula_for_a_shared_covariance(dims: int, 
     assert gaussian_tv(zero, std, mean, std) == pytest.approx(wanted, abs=1e-6)
 
 
+@pytest.mark.parametrize("dims", [2, 3, 8, 64])
+@pytest.mark.parametrize("ratio", [1.2, 20.0, 1e3, 1e5])
+def test_widths_of_different_size_agree_with_the_chi_square_law(dims: int, ratio: float) -> None:
+    """Of one centre, the narrow law is ahead within a ball, whose masses are incomplete gamma functions."""
+    square = 2 * dims * math.log(ratio) / (1 - ratio**-2)
+    inside, other = torch.special.gammainc(
+        torch.tensor(dims / 2, dtype=F64), torch.tensor([square / 2, square / 2 / ratio**2], dtype=F64)
+    ).tolist()
+    zero = torch.zeros(dims, dtype=F64)
+    assert gaussian_tv(zero, 1.0, zero, ratio) == pytest.approx(inside - other, abs=1e-6)
+    assert gaussian_tv(zero, ratio, zero, 1.0) == pytest.approx(inside - other, abs=1e-6)
+
+
 def test_a_monte_carlo_estimate_agrees_in_eight_dimensions() -> None:
     generator = torch.Generator().manual_seed(0)
     x = 1.2 * torch.randn(200_000, 8, generator=generator, dtype=F64) + 0.3
