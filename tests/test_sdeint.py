@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import picard
 from picard.errors import InvalidGridError, InvalidProblemError, NotSupportedError, UnknownMethodError
 from picard.sdeint import sdeint
+from picard.stepped import check_diagonal
 
 F64 = torch.float64
 EXACT: dict[str, Any] = {"rtol": 1e-13, "atol": 1e-13}
@@ -199,6 +200,13 @@ def test_milstein_with_scalar_noise_that_mixes_components() -> None:
     torch.testing.assert_close(given[-1], y, rtol=1e-10, atol=1e-10)
 
 
+def test_noise_without_a_derivative_at_the_start_may_be_diagonal() -> None:
+    zero = torch.zeros(1, 2, dtype=F64)
+    check_diagonal(lambda t, y: torch.sqrt(y), zero[0, :1], zero)
+    with pytest.raises(NotSupportedError, match="depend on others"):
+        check_diagonal(lambda t, y: torch.sqrt(y.flip(1)), zero[0, :1], zero)
+
+
 def test_names_and_common_functions() -> None:
     equation, ts = Equation("ito", "diagonal"), torch.tensor([0.0, 1.0], dtype=F64)
     noise = picard.Noise.from_seed(0)
@@ -237,6 +245,10 @@ class Coupled(Scalar):
     g = staticmethod(lambda t, y: y.flip(1))
 
 
+class Even(Scalar):
+    g = staticmethod(lambda t, y: torch.cos(y.sum(1, keepdim=True)).expand(y.shape))
+
+
 class Wrong(Scalar):
     g = staticmethod(lambda t, y: y[..., None])
 
@@ -269,6 +281,7 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"bm": 3}, InvalidProblemError, "Brownian path"),
     ({"sde": Products()}, NotSupportedError, "products such as g_prod are not used"),
     ({"sde": Coupled()}, NotSupportedError, "depend on others"),
+    ({"sde": Even(), "y0": torch.zeros(BATCH, DIMS)}, NotSupportedError, "y alone; here they depend on others"),
     ({"sde": Wrong()}, InvalidProblemError, "for diagonal noise"),
     ({"sde": Untyped()}, InvalidProblemError, "sde_type must be one of ito, stratonovich"),
 ]
