@@ -77,7 +77,7 @@ class Readout:
         first = ys[self._before.to(device)]
         if self._on_grid:
             return first
-        return first + self._like(self._share, ys) * (ys[self._after.to(device)] - first)
+        return (first + self._like(self._share, ys) * (ys[self._after.to(device)] - first)).to(ys.dtype)
 
     def cubic(self, ys: Tensor, problem: ODE, max_rows: int | None = None) -> Tensor:
         """Interpolate by cubic Hermite polynomials; the drift is evaluated once more, at `points`.
@@ -93,7 +93,7 @@ class Readout:
             return ys[before]
         slope = _slopes(problem, self._grid[self.points.to(self._grid.device)], ys, max_rows)
         share, h = self._like(self._share, ys), self._like(self._h, ys)
-        return hermite(share, h, ys[before], slope[before], ys[after], slope[after])
+        return hermite(share, h, ys[before], slope[before], ys[after], slope[after]).to(ys.dtype)
 
     @staticmethod
     def _like(value: Tensor, ys: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def interpolate(ts: Tensor, ys: Tensor, t: Tensor, problem: object) -> Tensor:
         raise InvalidGridError(msg)
     readout = Readout(ts, t.reshape(-1))
     found = readout.cubic(ys[readout.points.to(ys.device)], problem)
-    return found.to(ys.dtype).reshape(*t.shape, *ys.shape[1:])
+    return found.reshape(*t.shape, *ys.shape[1:])
 
 
 def _slopes(problem: ODE, ts: Tensor, ys: Tensor, max_rows: int | None) -> Tensor:

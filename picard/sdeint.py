@@ -11,6 +11,7 @@ from torch import Tensor
 
 from picard.device import fetch
 from picard.doors import SOLVER_OPTIONS, check_constant, check_options
+from picard.equation import channels_of, functions_of, types_of
 from picard.errors import (
     InvalidGridError,
     InvalidProblemError,
@@ -26,8 +27,6 @@ from picard.rowwise import rowwise
 from picard.sde import SDE
 from picard.solve import solve
 from picard.stepped import (
-    Diffusion,
-    Field,
     MilsteinNoise,
     PathNoise,
     SteppedSDE,
@@ -39,9 +38,7 @@ from picard.tolerance import RelAbs
 
 _OPTIONS = ("rows", "grad_free", *SOLVER_OPTIONS)
 _METHODS = {"ito": ("euler", "milstein"), "stratonovich": ("heun", "midpoint", "milstein")}
-_NOISE_TYPES = ("diagonal", "scalar", "additive", "general")
 _REFUSED = ("srk", "euler_heun", "reversible_heun", "adjoint_reversible_heun", "log_ode")
-_NAMES = ("drift", "diffusion", "drift_and_diffusion")
 _KEEP = 256  # answers of a Brownian path kept: more than a window holds
 
 
@@ -104,7 +101,7 @@ def sdeint(
         given = ", ".join(f"{name}={value!r}" for name, value in unusual.items() if value)
         msg = f"sdeint takes fixed steps and returns states only; given {given}: leave it out"
         raise NotSupportedError(msg)
-    noise_type, sde_type = _types(sde)
+    noise_type, sde_type = types_of(sde)
     method = _resolve(method, sde_type, noise_type)
     if not isinstance(y0, Tensor) or not y0.is_floating_point() or y0.ndim != 2 or y0.numel() == 0:
         msg = f"y0 must be a floating tensor of shape (batch, d); given {describe(y0)}"
@@ -112,8 +109,8 @@ def sdeint(
     ts = _check_ts(ts, y0)
     check_constant("ts", ts)
     rows = bool(chosen.get("rows", False))
-    both, diffusion = _functions(sde, dict(names or {}))
-    channels = _channels(both, ts, y0, noise_type, rows=rows)
+    both, diffusion = functions_of(sde, names or {})
+    channels = channels_of(both, ts, y0, noise_type, rows=rows)
     x0, shape = (y0, (channels,)) if rows else (y0[None], (len(y0), channels))
     if not rows:
         both, diffusion = rowwise(both), rowwise(diffusion)
@@ -137,15 +134,6 @@ def sdeint(
     return found if rows else found[:, 0]
 
 
-def _types(sde: Any) -> tuple[str, str]:
-    for name, known in (("noise_type", _NOISE_TYPES), ("sde_type", tuple(_METHODS))):
-        given = getattr(sde, name, None)
-        if given not in known:
-            msg = f"sde.{name} must be one of {', '.join(known)}; given {given!r}: {close_match(str(given), known)}"
-            raise InvalidProblemError(msg)
-    return str(sde.noise_type), str(sde.sde_type)
-
-
 def _resolve(method: str | None, sde_type: str, noise_type: str) -> str:
     known = [name for name in _METHODS[sde_type] if name != "milstein" or noise_type != "general"]
     offered = f"for {sde_type} SDEs with {noise_type} noise there are: {', '.join(known)}"
@@ -167,9 +155,12 @@ def _resolve(method: str | None, sde_type: str, noise_type: str) -> str:
 
 def _check_ts(ts: Any, y0: Tensor) -> Tensor:
     if isinstance(ts, (list, tuple)):
-        ts = torch.tensor(ts, dtype=y0.dtype, device=y0.device)
+        ts = torch.tensor(ts, dtype=torch.promote_types(y0.dtype, torch.float32), device=y0.device)
     if not isinstance(ts, Tensor) or not ts.is_floating_point() or ts.ndim != 1 or len(ts) < 2:
         msg = f"ts must be a one-dimensional floating tensor or a list of at least two times; given {describe(ts)}"
+        raise InvalidGridError(msg)
+    if ts.dtype == torch.bfloat16:
+        msg = "ts in bfloat16 is too coarse for steps: write ts.float(); y0 may stay as it is"
         raise InvalidGridError(msg)
     check_times(torch.cat([ts[:1], ts[:2].mean()[None], ts[1:]]) if len(ts) == 2 else ts)
     if ts[1] < ts[0]:
@@ -194,40 +185,6 @@ def _grid(ts: Tensor, dt: float | Tensor) -> Tensor:
         msg = f"dt must change the time; {size:g} is lost in the rounding of {ts.dtype} at {values[-1]:g}: use float64"
         raise InvalidGridError(msg)
     return torch.cat([torch.from_numpy(inside), ts.detach().cpu()[-1:]]).to(ts.device)
-
-
-def _functions(sde: Any, names: dict[str, str]) -> tuple[Field, Diffusion]:
-    """Find drift and diffusion, as one function, and the diffusion alone."""
-    for name in names:
-        if name not in _NAMES:
-            msg = f"names has no key {name!r}: {close_match(name, _NAMES)}"
-            raise TypeError(msg)
-    drift: Any = getattr(sde, names.get("drift", "f"), None)
-    diffusion: Any = getattr(sde, names.get("diffusion", "g"), None)
-    both: Any = getattr(sde, names.get("drift_and_diffusion", "f_and_g"), None)
-    if both is None and (drift is None or diffusion is None):
-        msg = (
-            "sde must have f(t, y) and g(t, y), or f_and_g(t, y); products such as g_prod are not used: "
-            'write them, or names={"drift": ..., "diffusion": ...}'
-        )
-        raise NotSupportedError(msg)
-    if both is None:
-        return lambda t, y: (drift(t, y), diffusion(t, y)), diffusion
-    return both, diffusion or (lambda t, y: both(t, y)[1])
-
-
-def _channels(evaluate: Field, ts: Tensor, y0: Tensor, noise_type: str, *, rows: bool) -> int:
-    """Evaluate both functions at the start, check their shapes, and count the channels of the noise."""
-    drift, diffusion = evaluate(ts[:1].expand(len(y0)) if rows else ts[0], y0)
-    shape = tuple(y0.shape) if noise_type == "diagonal" else (*y0.shape, *diffusion.shape[2:3])
-    if drift.shape != y0.shape or tuple(diffusion.shape) != shape or (noise_type == "scalar" and shape[2] != 1):
-        wanted = {"diagonal": "(batch, d)", "scalar": "(batch, d, 1)"}.get(noise_type, "(batch, d, channels)")
-        msg = (
-            f"f must return (batch, d) and g {wanted} for {noise_type} noise, y being {describe(y0)}; "
-            f"f returned {describe(drift)}, g {describe(diffusion)}"
-        )
-        raise InvalidProblemError(msg)
-    return shape[-1]
 
 
 def _noise(bm: Any, y0: Tensor, channels: int, grid: Tensor, *, rows: bool) -> Noise:

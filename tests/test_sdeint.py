@@ -107,6 +107,37 @@ def test_single_precision(sde_type: str, noise_type: str, method: str) -> None:
     torch.testing.assert_close(given, expected, rtol=2e-5, atol=2e-5)
 
 
+class Mixed(nn.Module):
+    """Where lifted, `torch.where` takes the dtype of a time for that of a state."""
+
+    sde_type, noise_type = "ito", "diagonal"
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        return torch.where(y > 0, t, -y)
+
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        return 0.3 * torch.where(y > 0, t, torch.cos(y))
+
+
+@pytest.mark.parametrize("method", ["euler", "milstein"])
+def test_times_of_another_precision(method: str) -> None:
+    y0, ts = start(torch.float32), torch.tensor([0.0, 0.33, 1.0], dtype=F64)
+    bms = [torchsde.BrownianInterval(0.0, 1.0, size=(BATCH, DIMS), entropy=5) for _ in range(2)]
+    expected = torchsde.sdeint(Mixed(), y0, ts, bm=bms[0], method=method, dt=0.1)
+    given = sdeint(Mixed(), y0, ts, bm=bms[1], method=method, dt=0.1)
+    torch.testing.assert_close(given, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    for ts in ([0.0, 0.25, 1.0], [0.0, 0.3, 1.0]):  # on the grid and between its points
+        arguments: dict[str, Any] = {"bm": picard.Noise.from_seed(0), "method": "euler", "dt": 0.125}
+        given = sdeint(Mixed(), start(dtype), ts, **arguments)
+        assert given.dtype == dtype
+        expected = sdeint(Mixed(), start(torch.float32), ts, **arguments)
+        torch.testing.assert_close(given.float(), expected, rtol=0.1, atol=0.1)
+
+
 def test_the_default_step_and_tolerance() -> None:
     equation, ts = Equation("stratonovich", "general"), [0.0, 0.05, 0.1]
     bms = [path(equation, torch.tensor(ts)) for _ in range(2)]
@@ -253,6 +284,10 @@ class Wrong(Scalar):
     g = staticmethod(lambda t, y: y[..., None])
 
 
+class Number(Scalar):
+    f = staticmethod(lambda t, y: 1.0)  # type: ignore[assignment]
+
+
 class Untyped:
     noise_type = "diagonal"
 
@@ -282,6 +317,8 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"sde": Products()}, NotSupportedError, "products such as g_prod are not used"),
     ({"sde": Coupled()}, NotSupportedError, "depend on others"),
     ({"sde": Even(), "y0": torch.zeros(BATCH, DIMS)}, NotSupportedError, "y alone; here they depend on others"),
+    ({"sde": Number()}, InvalidProblemError, r"must return tensors; one returned 1\.0"),
+    ({"ts": torch.tensor([0.0, 1.0], dtype=torch.bfloat16)}, InvalidGridError, r"write ts\.float\(\)"),
     ({"sde": Wrong()}, InvalidProblemError, "for diagonal noise"),
     ({"sde": Untyped()}, InvalidProblemError, "sde_type must be one of ito, stratonovich"),
 ]

@@ -1,0 +1,86 @@
+"""An SDE as torchsde takes it, an object with types and methods: what it says, and its functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
+from picard.stepped import Diffusion, Field
+
+_NOISE_TYPES = ("diagonal", "scalar", "additive", "general")
+_SDE_TYPES = ("ito", "stratonovich")
+_NAMES = ("drift", "diffusion", "drift_and_diffusion")
+
+
+def types_of(sde: Any) -> tuple[str, str]:
+    """Return the noise type and the SDE type.
+
+    Raises:
+        InvalidProblemError: if there is no such type.
+    """
+    for name, known in (("noise_type", _NOISE_TYPES), ("sde_type", _SDE_TYPES)):
+        given = getattr(sde, name, None)
+        if given not in known:
+            msg = f"sde.{name} must be one of {', '.join(known)}; given {given!r}: {close_match(str(given), known)}"
+            raise InvalidProblemError(msg)
+    return str(sde.noise_type), str(sde.sde_type)
+
+
+def functions_of(sde: Any, names: Mapping[str, str]) -> tuple[Field, Diffusion]:
+    """Find drift and diffusion, as one function, and the diffusion alone.
+
+    Raises:
+        TypeError: if a key of the names is unknown.
+        NotSupportedError: if there are no such methods.
+    """
+    for name in names:
+        if name not in _NAMES:
+            msg = f"names has no key {name!r}: {close_match(name, _NAMES)}"
+            raise TypeError(msg)
+    drift: Any = getattr(sde, names.get("drift", "f"), None)
+    diffusion: Any = getattr(sde, names.get("diffusion", "g"), None)
+    both: Any = getattr(sde, names.get("drift_and_diffusion", "f_and_g"), None)
+    if both is None and (drift is None or diffusion is None):
+        msg = (
+            "sde must have f(t, y) and g(t, y), or f_and_g(t, y); products such as g_prod are not used: "
+            'write them, or names={"drift": ..., "diffusion": ...}'
+        )
+        raise NotSupportedError(msg)
+
+    def evaluate(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = both(t, y) if both is not None else (drift(t, y), diffusion(t, y))
+        return _typed(first, y), _typed(second, y)
+
+    def alone(t: Tensor, y: Tensor) -> Tensor:
+        return evaluate(t, y)[1] if diffusion is None else _typed(diffusion(t, y), y)
+
+    return evaluate, alone
+
+
+def _typed(value: Any, y: Tensor) -> Tensor:
+    """Give a value the dtype of y, as adding it to y does: lifted, some operations take that of a scalar time."""
+    if not isinstance(value, Tensor):
+        msg = f"f and g must return tensors; one returned {describe(value)}"
+        raise InvalidProblemError(msg)
+    return value.to(y.dtype)
+
+
+def channels_of(evaluate: Field, ts: Tensor, y0: Tensor, noise_type: str, *, rows: bool) -> int:
+    """Evaluate both functions at the start, check their shapes, and count the channels of the noise.
+
+    Raises:
+        InvalidProblemError: if a shape is not what the noise type asks for.
+    """
+    drift, diffusion = evaluate(ts[:1].expand(len(y0)) if rows else ts[0], y0)
+    shape = tuple(y0.shape) if noise_type == "diagonal" else (*y0.shape, *diffusion.shape[2:3])
+    if drift.shape != y0.shape or tuple(diffusion.shape) != shape or (noise_type == "scalar" and shape[2] != 1):
+        wanted = {"diagonal": "(batch, d)", "scalar": "(batch, d, 1)"}.get(noise_type, "(batch, d, channels)")
+        msg = (
+            f"f must return (batch, d) and g {wanted} for {noise_type} noise, y being {describe(y0)}; "
+            f"f returned {describe(drift)}, g {describe(diffusion)}"
+        )
+        raise InvalidProblemError(msg)
+    return shape[-1]
