@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,10 +61,10 @@ class Noise(ABC):
             factor: fine steps per coarse step.
             times: the fine grid; uniform if not given.
         """
-        if factor < 1:
-            msg = f"factor must be at least 1; given {factor}"
+        if not isinstance(factor, Integral) or factor < 1:
+            msg = f"factor must be an integer of at least 1; given {describe(factor)}"
             raise InvalidProblemError(msg)
-        return _CoarseNoise(self, factor, None if times is None else fetch(times))
+        return _CoarseNoise(self, int(factor), None if times is None else fetch(times))
 
     @staticmethod
     def from_seed(seed: int | Sequence[int]) -> Noise:
@@ -79,11 +81,16 @@ class Noise(ABC):
         Raises:
             InvalidProblemError: if a seed is no such integer.
         """
-        seeds = [seed] if isinstance(seed, int) else list(seed)
-        if not seeds or not all(isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 2**64 for s in seeds):
-            msg = f"a seed must be an integer in [0, 2**64), or a list of them; given {seed!r}"
+        given: Any = seed
+        single = isinstance(given, Integral)  # one of NumPy's, too
+        seeds = [given] if single else list(given) if isinstance(given, Iterable) else []
+        if not seeds or not all(
+            isinstance(s, Integral) and not isinstance(s, bool) and 0 <= int(s) < 2**64 for s in seeds
+        ):
+            msg = f"a seed must be an integer in [0, 2**64), or a list of them; given {describe(seed)}"
             raise InvalidProblemError(msg)
-        return _SeedNoise(tuple((s, 0) for s in seeds)) if not isinstance(seed, int) else _SeedNoise(None, seed)
+        whole = [int(s) for s in seeds]
+        return _SeedNoise(None, whole[0]) if single else _SeedNoise(tuple((s, 0) for s in whole))
 
     @staticmethod
     def from_generator(generator: Generator | Sequence[Generator] | None = None) -> Noise:
@@ -98,6 +105,9 @@ class Noise(ABC):
 
         if generator is None or isinstance(generator, Generator):
             return Noise.from_seed(seed(generator))
+        if not isinstance(generator, Iterable) or not all(isinstance(source, Generator) for source in generator):
+            msg = f"generator must be a torch.Generator, or a list of them; given {describe(generator)}"
+            raise InvalidProblemError(msg)
         return Noise.from_seed([seed(source) for source in generator])
 
     @staticmethod
@@ -187,8 +197,15 @@ class _BrownianNoise(Noise):
             msg = "a Brownian path needs a time grid, which a diffusion model's steps are not: use Noise.from_seed"
             raise NotSupportedError(msg)
         start, end = float(self.times[step]), float(self.times[step + 1])
-        forward = self.path(min(start, end), max(start, end))
+        forward: object = self.path(min(start, end), max(start, end))
+        if not isinstance(forward, Tensor) or forward.ndim == 0:
+            msg = f"a Brownian path must return a tensor with one entry a sample; it returned {describe(forward)}"
+            raise InvalidProblemError(msg)
         return (forward if start < end else -forward) / abs(end - start) ** 0.5
+
+    def coarsen(self, factor: int, times: Float[Tensor, " points"] | None = None) -> Noise:
+        coarse = super().coarsen(factor, times)
+        return self if times is None else coarse  # a path is the same on every grid
 
     def select(self, samples: Sequence[int]) -> Noise:
         known = samples if self.samples is None else [self.samples[sample] for sample in samples]
@@ -226,4 +243,8 @@ class _CoarseNoise(Noise):
         return replace(self, fine=self.fine.select(samples))
 
     def check(self, batch: int, steps: int, shape: tuple[int, ...]) -> None:
-        self.fine.check(batch, steps * self.factor, shape)
+        needed = steps * self.factor + 1
+        if self.times is not None and len(self.times) < needed:
+            msg = f"the fine grid must have {needed} points for {steps} coarse steps; given {describe(self.times)}"
+            raise InvalidProblemError(msg)
+        self.fine.check(batch, needed - 1, shape)

@@ -150,6 +150,9 @@ CASES: dict[str, Refusal] = {
     "negative seed": (lambda: Noise.from_seed(-1), InvalidProblemError, ["[0, 2**64)", "-1"]),
     "large seed": (lambda: Noise.from_seed([2**64]), InvalidProblemError, ["[0, 2**64)"]),
     "seed of another type": (lambda: Noise.from_seed([True]), InvalidProblemError, ["integer"]),
+    "fractional seed": (lambda: Noise.from_seed(3.0), InvalidProblemError, ["integer", "3.0 (float)"]),  # type: ignore[arg-type]
+    "seed none": (lambda: Noise.from_seed(None), InvalidProblemError, ["integer", "NoneType"]),  # type: ignore[arg-type]
+    "no generator": (lambda: Noise.from_generator(5), InvalidProblemError, ["torch.Generator", "5 (int)"]),  # type: ignore[arg-type]
     "noise too short": (
         stochastic(noise=Noise.from_tensor(torch.zeros(4, 2, 3))),
         InvalidProblemError,
@@ -170,6 +173,17 @@ CASES: dict[str, Refusal] = {
         lambda: with_noise(Noise.from_brownian(lambda a, b: X)),
         NotSupportedError,
         ["Noise.from_seed"],
+    ),
+    "path of numbers": (
+        stochastic(noise=Noise.from_brownian(lambda a, b: b - a)),  # type: ignore[arg-type,return-value]
+        InvalidProblemError,
+        ["one entry a sample", "(float)"],
+    ),
+    "coarsen by a fraction": (lambda: Noise.from_seed(0).coarsen(2.5), InvalidProblemError, ["integer", "2.5 (float)"]),  # type: ignore[arg-type]
+    "coarsen on a coarse grid": (
+        stochastic(noise=Noise.from_seed(0).coarsen(2, times(5))),
+        InvalidProblemError,
+        ["fine grid must have 11 points for 5 coarse steps", "(6,)"],
     ),
     "coarsen": (lambda: Noise.from_seed(0).coarsen(0), InvalidProblemError, ["at least 1", "0"]),
     # methods

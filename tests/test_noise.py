@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -52,6 +54,14 @@ def test_seeds() -> None:
     drawn = draw(one, 3, 4, 3)
     assert len({float(value) for value in drawn.flatten()}) == drawn.numel(), "no two streams are alike"
     assert not torch.equal(draw(Noise.from_seed(2**64 - 1), 1, 1, 3), draw(Noise.from_seed(0), 1, 1, 3))
+
+
+def test_seeds_of_numpy(unchecked: None) -> None:
+    one: Any = np.int64(5)
+    assert Noise.from_seed(one) == Noise.from_seed(5)
+    assert (
+        Noise.from_seed(np.array([5, 6]).tolist()) == Noise.from_seed(list(np.array([5, 6]))) == Noise.from_seed([5, 6])
+    )
 
 
 def test_select() -> None:
@@ -187,5 +197,6 @@ def test_a_brownian_path_backward_in_time_and_its_samples() -> None:
     there, back = draw(forward, 3, 8, 2), draw(backward, 3, 8, 2)
     torch.testing.assert_close(there, -back.flip(1))
     assert torch.equal(draw(forward.select([2, 0]), 2, 8, 2), there[[2, 0]])
-    coarse = draw(Noise.from_brownian(path).coarsen(4, grid).on(grid[::4]), 3, 2, 2)
-    torch.testing.assert_close(coarse, draw(Noise.from_brownian(path).on(grid[::4]), 3, 2, 2))
+    for coarser in (Noise.from_brownian(path).coarsen(4, grid), Noise.from_brownian(path).coarsen(4)):
+        coarse = draw(coarser.on(grid[::4]), 3, 2, 2)
+        torch.testing.assert_close(coarse, draw(Noise.from_brownian(path).on(grid[::4]), 3, 2, 2))
