@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from picard.errors import InvalidProblemError
+from picard.errors import InvalidProblemError, describe
 from picard.progress import RoundInfo
 from picard.shapes import Float
 
@@ -84,7 +84,13 @@ def rounds_needed(gains: Float[Tensor, " steps"], factor: float) -> int:
 
     Returns:
         The number of rounds, at most the number of steps, which gives a zero error.
+
+    Raises:
+        InvalidProblemError: if there are no gains, or one of them or the factor is negative or not a number.
     """
+    if len(gains) == 0 or not bool((gains >= 0).all()) or not factor >= 0:
+        msg = f"gains and factor must be given and not negative; given {describe(gains)} and {factor}"
+        raise InvalidProblemError(msg)
     current, rounds = torch.ones(len(gains), dtype=torch.float64), 0
     while float(current.max()) > factor:
         current = torch.cat([torch.zeros(1, dtype=torch.float64), (gains[1:].double() * current[:-1]).cumsum(0)])

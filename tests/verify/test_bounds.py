@@ -81,6 +81,12 @@ def test_rounds_needed_is_the_first_that_suffices(gains: Tensor, factor: float) 
     assert rounds == 0 or float(picard_bound(gains, rounds - 1).max()) > factor
 
 
+@pytest.mark.parametrize(("gains", "factor"), [([1.0, 1.0], -1.0), ([-1.0], 0.1), ([math.nan], 0.1), ([], 0.1)])
+def test_what_would_never_be_reached_is_refused(gains: list[float], factor: float) -> None:
+    with pytest.raises(picard.InvalidProblemError, match="gains and factor must"):
+        rounds_needed(torch.tensor(gains, dtype=torch.float64), factor)
+
+
 def test_negative_gains_are_refused() -> None:
     with pytest.raises(picard.InvalidProblemError, match="must not be negative"):
         picard_bound(torch.tensor([-1.0]).double(), 1)
