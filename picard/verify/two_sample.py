@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from picard.device import fetch
 from picard.errors import InvalidProblemError, describe
 from picard.shapes import Bool, Float
 
@@ -121,9 +122,8 @@ def energy_test(
         most: samples of each law to use; time and memory grow with the square.
         seed: seed of the choice and of the relabellings.
     """
-    _check(x, y)
     generator = torch.Generator().manual_seed(seed)
-    x, y = (points[torch.randperm(len(points), generator=generator)[:most]].double() for points in (x, y))
+    x, y = (points[torch.randperm(len(points), generator=generator)[:most]] for points in _checked(x, y))
     pooled = torch.cat([x, y])
     distances = torch.cdist(pooled, pooled)
     sign = torch.cat([torch.full((len(x),), 1 / len(x)), torch.full((len(y),), -1 / len(y))]).double()
@@ -134,25 +134,29 @@ def energy_test(
     return TwoSample(float(statistics[0]), float(statistics[1:].std()), (1 + larger) / (1 + permutations))
 
 
-def _check(x: Tensor, y: Tensor) -> None:
+def _checked(x: Tensor, y: Tensor) -> list[Tensor]:
+    """Check samples, and take them to the host in float64, where the tests are made."""
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 4:
         msg = (
             "samples must have shapes (n, dims) and (m, dims), at least four of each; given "
             f"{describe(x)} and {describe(y)}: write x.flatten(1)"
         )
         raise InvalidProblemError(msg)
+    if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
+        msg = f"samples must be finite; given {describe(x)} and {describe(y)} with values that are not"
+        raise InvalidProblemError(msg)
+    return [fetch(x), fetch(y)]
 
 
-def _halves(x: Tensor, y: Tensor, seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    _check(x, y)
+def _halves(x: Tensor, y: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
 
     def halve(points: Tensor) -> tuple[Tensor, Tensor]:
         order = torch.randperm(len(points), generator=generator)
         half = len(points) // 2
-        return points[order[:half]].double(), points[order[half:]].double()
+        return points[order[:half]], points[order[half:]]
 
-    return halve(x), halve(y)
+    return [halve(points) for points in _checked(x, y)]
 
 
 def _masses(in_x: Bool[Tensor, " n"], in_y: Bool[Tensor, " m"]) -> TwoSample:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import picard
 from picard.verify import TwoSample, classifier_test, energy_test, gaussian_tv, gaussian_tv_shared, histogram_test
+from tests.pretend import Device, OnDevice
 
 F64 = torch.float64
 means, stds = st.floats(-2, 2), st.floats(0.1, 3)
@@ -115,9 +116,20 @@ def test_the_estimate_is_a_lower_bound_of_the_distance(name: str) -> None:
     assert found.lower() < wanted
 
 
+@pytest.mark.parametrize("name", TESTS)
+def test_samples_on_a_device_without_float64(name: str) -> None:
+    x, y = (points.float() for points in pair(0, 100, 0.5))
+    with Device():
+        found = TESTS[name](OnDevice(x), OnDevice(y), 0)
+    assert found == TESTS[name](x, y, 0)
+
+
 def test_samples_that_do_not_fit_together_are_refused() -> None:
     x = torch.randn(10, 2, dtype=F64)
     with pytest.raises(picard.InvalidProblemError, match="samples must have shapes"):
         energy_test(x, x[:, :1])
+    for test in TESTS.values():
+        with pytest.raises(picard.InvalidProblemError, match="must be finite"):
+            test(x, x / 0, 0)
     with pytest.raises(picard.InvalidProblemError, match="too many cells"):
         histogram_test(torch.randn(10, 9, dtype=F64), torch.randn(10, 9, dtype=F64))
