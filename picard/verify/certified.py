@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.device import fetch
 from picard.errors import NotSupportedError
 from picard.verify.residual import defects
 from picard.verify.trial import Failure, Run, Skip, Trial, whole
@@ -17,7 +18,7 @@ def certified(trial: Trial) -> str:
     """The certificate, where there is one, is what the accepted states say, computed anew; an ODE's bound holds."""
     run, certificate = _certificate(trial)
     law = hasattr(certificate, "kl")
-    each = (certificate.kl if law else certificate.residual).double()
+    each = fetch(certificate.kl if law else certificate.residual)
     _agrees(trial, run, each, law=law)
     if not law:
         _encloses(trial, run, certificate)
@@ -83,7 +84,7 @@ def _agrees(trial: Trial, run: Run, each: Tensor, *, law: bool) -> None:
     if not run.full or prepared.plan.nodes != prepared.plan.steps or run.states.dtype != prepared.wide:
         return
     size = run.states.double().flatten(2).norm(dim=2)
-    found = defects(prepared, run.states).double()
+    found = fetch(defects(prepared, run.states.to(prepared.problem.x0.device)))
     rounding = 16 * torch.finfo(prepared.wide).eps * (size[:-1] + size[1:])
     if law:
         scale = torch.where(prepared.plan.c > 0, prepared.plan.c, torch.inf)[:, None]
@@ -104,7 +105,7 @@ def _encloses(trial: Trial, run: Run, certificate: Any) -> None:
     if lipschitz is None:
         return
     distance = (run.states[-1] - trial.wanted().states[-1]).double().flatten(1).norm(dim=1)
-    bound = certificate.trajectory_bound(lipschitz).double()
+    bound = fetch(certificate.trajectory_bound(lipschitz))
     rounding = trial.rtol * trial.wanted().states[-1].double().flatten(1).norm(dim=1)
     if not bool((distance <= bound + rounding).all()):
         msg = f"the distance to the reference is {float(distance.max()):.3e}, the bound {float(bound.max()):.3e}"

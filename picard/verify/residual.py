@@ -34,5 +34,5 @@ def defects(prepared: Prepared, states: Float[Tensor, "points batch *state"]) ->
             after = after + tables.a[node, p] * z[node - p] + tables.b[node, p] * values[node - p]
         if prepared.draw is not None:
             after = after + tables.c[node] * prepared.draw(samples, [node] * batch)
-        norms.append((z[node + 1] - after).flatten(1).norm(dim=1))
+        norms.append(torch.linalg.vector_norm((z[node + 1] - after).flatten(1), dim=1))
     return torch.stack(norms)

@@ -35,7 +35,8 @@ class Run:
     """One result of a solver.
 
     Attributes:
-        states: states at all grid points, shape (points, batch, *state), or the final ones alone, with one point.
+        states: states at all grid points, shape (points, batch, *state), or the final ones alone, with one point; on
+            the CPU, where they are compared, since not every device has float64.
         full: whether there are all points.
         solution: what the solver returned.
     """
@@ -147,10 +148,10 @@ class Trial:
         ys, final = getattr(solution, "ys", None), getattr(solution, "final", None)
         steps = case.steps
         if isinstance(ys, Tensor) and (len(ys) == steps + 1 if steps is not None else len(ys) > 1):
-            return Run(ys, True, solution)
+            return Run(ys.detach().cpu(), True, solution)
         last = ys[-1] if final is None and isinstance(ys, Tensor) and len(ys) else final
         if isinstance(last, Tensor):
-            return Run(last[None], False, solution)
+            return Run(last[None].detach().cpu(), False, solution)
         msg = f"a solver must return an object with a tensor `final` or `ys`; it returned {describe(solution)}"
         raise InvalidProblemError(msg)
 

@@ -17,6 +17,7 @@ import picard
 from picard.verify import PROPERTIES, Case, Mixture, VerificationError, check, mixture_diffusion, select, strategies
 from picard.verify.known import tanh_ode, tanh_sde
 from picard.verify.report import Outcome
+from tests.pretend import Device, OnDevice
 
 GRID = torch.linspace(0, 1, 6, dtype=torch.float64)
 
@@ -171,3 +172,15 @@ def test_hypothesis_is_imported_when_used_only() -> None:
         "else:\n    raise SystemExit('no error')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=picard.__path__[0] + "/..")
+
+
+def test_problems_on_a_device_without_float64_can_be_checked() -> None:
+    model = picard.Denoiser(lambda x, t: 0.5 * x, picard.Schedule.linear(50), prediction="sample")
+    start = torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
+    with Device():
+        problem = picard.Diffusion(model, OnDevice(start), noise=picard.Noise.from_seed(0))
+        report = check(
+            problem, 3, method="ddpm", window=2, properties=["equal_to_sequential", "within_tolerance", "certified"]
+        )
+    report.raise_for_failures()
+    assert {one.outcome for one in report.findings} == {Outcome.PASSED}
