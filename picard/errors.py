@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
 
 class PicardError(Exception):
-    """Base class of every error this library raises on purpose."""
+    """Base class of every error this library raises on purpose; other processes can be sent it, whatever made it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the message and the attributes, not the arguments it was made from."""
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[PicardError], args: tuple[Any, ...]) -> PicardError:
+    return kind.__new__(kind, *args)
 
 
 class InvalidProblemError(PicardError, ValueError):

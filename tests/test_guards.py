@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -242,3 +244,22 @@ def test_foreign_errors_come_through_untouched(progress: bool) -> None:
         assert caught.value is mine
     assert torch.is_grad_enabled()
     assert picard.solve(diffusion(), 5, method="ddim").success
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: picard.solve(pendulum(), GRID, method="rk4", max_rounds=1), picard.NotConvergedError),
+        (lambda: picard.sequential(broken(3, 1), GRID, method="euler"), picard.NonFiniteError),
+        (lambda: picard.solve(pendulum(), 3, method="rk4"), picard.InvalidGridError),
+    ],
+)
+def test_errors_can_be_sent_to_another_process(make: Callable[[], Any], kind: type[picard.PicardError]) -> None:
+    with pytest.raises(kind) as caught:
+        make()
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert type(again) is kind
+    assert str(again) == str(caught.value)
+    assert vars(again).keys() == vars(caught.value).keys()
+    missing = pickle.loads(pickle.dumps(picard.MissingDependencyError("hypothesis", "verify")))
+    assert "pip install 'torch-picard[verify]'" in str(missing)
