@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,13 @@ def test_refusals() -> None:
         interpolate(solution.ts, solution.ys, torch.tensor([1.0], dtype=F64), sde())
     with pytest.raises(NotSupportedError, match="smooth"):
         solution.interpolate(torch.tensor([1.0], dtype=F64), diffusion())
+
+
+@pytest.mark.parametrize("t", [0.5, [0.5, 1.0]])
+def test_times_that_are_no_tensor_are_refused(t: Any, unchecked: None) -> None:
+    problem, solution = solved(5)
+    with pytest.raises(InvalidGridError, match=r"floating tensor of times .*0\.5"):
+        solution.interpolate(t, problem)
 
 
 def test_hermite_is_exact_for_cubics() -> None:
