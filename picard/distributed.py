@@ -22,7 +22,7 @@ from picard.memory import out_of_memory
 from picard.problem import Problem
 from picard.ranks import Ranks, digest
 from picard.rows import Rows, checked
-from picard.sde import SDE
+from picard.sde import SDE, AbsorbedSDE
 
 _RAISED, _OUT_OF_MEMORY = 1, 2
 
@@ -47,6 +47,9 @@ def spread(problem: Problem | SDE, group: dist.ProcessGroup | DeviceMesh | None 
     if not isinstance(problem, (Problem, SDE)):
         msg = f"the problem must be an ODE, an SDE or a Diffusion; given {describe(problem)}"
         raise InvalidProblemError(msg)
+    if isinstance(problem, (SpreadProblem, SpreadSDE)):
+        msg = "the problem is spread already: spread(problem, group) once, over all ranks that are to share its rows"
+        raise InvalidProblemError(msg)
     if not (dist.is_available() and dist.is_initialized()):
         msg = (
             "spreading needs a process group, and none is initialized: start the script with torchrun and write "
@@ -65,7 +68,15 @@ def spread(problem: Problem | SDE, group: dist.ProcessGroup | DeviceMesh | None 
     if isinstance(problem, SDE):
         given = {one.name: getattr(problem, one.name) for one in fields(problem)}
         return SpreadSDE(**given, ranks=ranks)
-    return SpreadProblem(problem, ranks)
+    return _spread(problem, ranks)
+
+
+def _spread(problem: Problem, ranks: Ranks) -> SpreadProblem:
+    if not isinstance(problem, AbsorbedSDE):
+        return SpreadProblem(problem, ranks)
+    state = tuple(problem.x0.shape[1:])
+    diagonal = problem.sde.noise_type == "diagonal"
+    return SpreadProblem(problem, ranks, state if diagonal else (*state, *problem.noise_shape))
 
 
 def _forwarded(name: str) -> Any:
@@ -192,10 +203,7 @@ class SpreadSDE(SDE):
 
     def absorb(self, grid: Tensor) -> Problem:
         """Absorb the noise on a grid, and spread the result."""
-        absorbed = super().absorb(grid)
-        state = tuple(self.x0.shape[1:])
-        shape = state if self.noise_type == "diagonal" else (*state, *absorbed.noise_shape)
-        return SpreadProblem(absorbed, self.ranks, shape)
+        return _spread(super().absorb(grid), self.ranks)
 
 
 def _refuse_graph(value: Tensor) -> None:

@@ -67,6 +67,8 @@ def half_precision_is_equal_bit_for_bit() -> None:
 def an_sde_is_equal_bit_for_bit() -> None:
     for noise_type in ("diagonal", "scalar", "additive", "general"):
         same((sde(noise_type, 3), times(25), "euler"))
+        absorbed: Any = sde(noise_type, 3).absorb(times(25))
+        same((absorbed, times(25), "euler"))
 
 
 def a_diffusion_model_is_equal() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch.distributed as dist
 
 import picard
-from tests.problems import pendulum
+from tests.problems import pendulum, sde
 from tests.ranks import RANKS, TOGETHER
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +74,16 @@ def test_the_example_runs_under_torchrun() -> None:
 def test_without_a_process_group_it_says_how_to_make_one() -> None:
     with pytest.raises(picard.InvalidProblemError, match="init_process_group"):
         picard.distributed.spread(pendulum())
+
+
+@pytest.mark.parametrize("problem", [pendulum(), sde()], ids=["ode", "sde"])
+def test_a_problem_is_spread_once(problem: picard.ODE | picard.SDE) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        with pytest.raises(picard.InvalidProblemError, match="spread already"):
+            picard.distributed.spread(picard.distributed.spread(problem))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_only_problems_can_be_spread(unchecked: None) -> None:
