@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from picard.solution import Solution
 
 
+_MOST = 200  # letters of a value shown in a message: what a network returns may print all its numbers
+
+
 class PicardError(Exception):
     """Base class of every error this library raises on purpose; other processes can be sent it, whatever made it."""
 
@@ -77,7 +80,7 @@ class NonFiniteError(PicardError, ArithmeticError):
         self, *, round_number: int, step: int, time: float, sample: int, where: str, solution: Solution
     ) -> None:
         advice = {
-            "drift": "check the model at this input",
+            "drift": "check the model at this input; where the state has grown without bound before, use more steps",
             "state": "the step overflows: use more steps, a wider dtype or another method",
         }[where]
         super().__init__(
@@ -92,7 +95,8 @@ def describe(value: object) -> str:
     """Describe a value for a message: shapes and dtypes of tensors, never their numbers."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
-    return f"{value!r} ({type(value).__name__})"
+    text = repr(value)
+    return f"{text} ({type(value).__name__})" if len(text) <= _MOST else f"a {type(value).__name__}"
 
 
 def close_match(name: str, choices: Iterable[str]) -> str:

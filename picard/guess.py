@@ -95,8 +95,8 @@ def resolve_guess(
     shape = (plan.steps + 1, *x0.shape)
     if not isinstance(trajectory, Tensor):
         msg = (
-            f"guess must be a name, a trajectory of shape {shape} or a Solution; given {describe(given)}: "
-            f"{close_match(str(given), GUESSES)}"
+            f"guess must be a name, a trajectory of shape {shape}, a Solution or Expected values; "
+            f"given {describe(given)}: {close_match(str(given), GUESSES)}"
         )
         raise InvalidProblemError(msg)
     if tuple(trajectory.shape) != shape:

@@ -51,7 +51,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Fill the defaults and check the shapes."""
-        if self.a.ndim != 2:
+        if self.a.ndim != 2 or self.a.numel() == 0:
             msg = f"Plan.a must have shape (nodes, K); given {describe(self.a)}: write a[:, None] for K = 1"
             raise InvalidProblemError(msg)
         nodes, order = self.a.shape

@@ -55,7 +55,10 @@ def prepare(problem: Problem | SDE, grid: int | Tensor, method: str | Integrator
         msg = f"the problem must be an ODE, an SDE or a Diffusion; given {describe(problem)}"
         raise InvalidProblemError(msg)
     points = problem.points(grid)
-    plan = resolve(method).plan(points)
+    plan: object = resolve(method).plan(points)
+    if not isinstance(plan, Plan):
+        msg = f"an integrator's `plan` must return a picard.Plan; it returned {describe(plan)}"
+        raise InvalidProblemError(msg)
     if problem.noise_in_field and not bool((plan.kick != 0).all()):
         msg = (
             "an SDE's noise enters through the field, scaled by the plan's `kick`, which this method leaves at zero: "

@@ -142,6 +142,7 @@ def check_cond(cond: object) -> dict[str, Any]:
 def check_noise(noise: object) -> Noise:
     """Check that noise is a `Noise`."""
     if not isinstance(noise, Noise):
-        msg = f"noise must be a picard.Noise; given {describe(noise)}: write e.g. Noise.from_seed(0)"
+        fix = "Noise.from_brownian(path)" if callable(noise) else "e.g. Noise.from_seed(0)"
+        msg = f"noise must be a picard.Noise; given {describe(noise)}: write {fix}"
         raise InvalidProblemError(msg)
     return noise

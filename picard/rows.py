@@ -139,7 +139,8 @@ def checked(value: object, diffusion: Tensor | None, x: Tensor) -> tuple[Tensor,
     """
     same = isinstance(value, Tensor) and (value.shape, value.dtype, value.device) == (x.shape, x.dtype, x.device)
     if not same or not isinstance(value, Tensor):
-        msg = f"the model must return what it is given: {describe(x)}; it returned {describe(value)}"
+        fix = ": write .to(x.dtype)" if isinstance(value, Tensor) and value.shape == x.shape else ""
+        msg = f"the model must return what it is given: {describe(x)}; it returned {describe(value)}{fix}"
         raise InvalidProblemError(msg)
     return value, diffusion
 

@@ -25,7 +25,7 @@ from picard import (
     sequential,
     solve,
 )
-from picard.integrators import DDIM, DDPM, DPMSolver
+from picard.integrators import DDIM, DDPM, DPMSolver, register
 from tests.problems import F64, diffusion, pendulum, sde, start, times
 from tests.refusals import Make, Refusal, refuses
 
@@ -89,6 +89,22 @@ def test_grids(solver: Callable[..., Any], problem: Any, values: Any, says: Sequ
     refuses(partial(solver, problem, torch.tensor(values, dtype=F64), method="euler"), InvalidGridError, says)
 
 
+class Planned:
+    """An integrator of the user's, Euler's or with mistakes."""
+
+    def __init__(self, make: Callable[..., Any], **changes: Tensor) -> None:
+        self.make, self.changes = make, changes
+
+    def plan(self, points: Any) -> Any:
+        return self.make(points, **self.changes)
+
+
+def own(points: Any, **changes: Tensor) -> picard.Plan:
+    h = points.values.diff()
+    given = {"a": torch.ones(len(h), 1, dtype=F64), "b": h[:, None], "step": torch.arange(len(h))}
+    return picard.Plan(times=points.values[:-1], **{**given, **changes})
+
+
 CASES: dict[str, Refusal] = {
     "integer grid": (gridded(torch.arange(5)), InvalidGridError, ["floating dtype", "int64", ".double()"]),
     "complex grid": (gridded(torch.zeros(3, dtype=torch.complex64)), InvalidGridError, ["floating", "complex64"]),
@@ -110,7 +126,7 @@ CASES: dict[str, Refusal] = {
     "no batch of sampling": (lambda: diffusion_from(X[0]), InvalidProblemError, ["x_T[None]"]),
     # the drift
     "other shape": (drifting(lambda x: x[:, :2]), InvalidProblemError, ["what it is given", ", 3)", ", 2)"]),
-    "other dtype": (drifting(lambda x: x.float()), InvalidProblemError, ["float64", "float32"]),
+    "other dtype": (drifting(lambda x: x.float()), InvalidProblemError, ["float64", "float32", "write .to(x.dtype)"]),
     "other device": (drifting(lambda x: x.to("meta")), InvalidProblemError, ["on cpu", "on meta"]),
     "a tuple": (drifting(lambda x: (x,)), InvalidProblemError, ["returned", "tuple"]),
     "none": (drifting(lambda x: None), InvalidProblemError, ["returned", "NoneType"]),
@@ -140,6 +156,7 @@ CASES: dict[str, Refusal] = {
     "no scalar channel": (stochastic(noise_type="scalar"), InvalidProblemError, [", 3, 1)", ", 3),"]),
     "noise type": (stochastic(noise_type="diagnal"), InvalidProblemError, ["did you mean 'diagonal'"]),
     "noise no Noise": (stochastic(noise=3), InvalidProblemError, ["picard.Noise", "Noise.from_seed(0)"]),
+    "a bare path": (stochastic(noise=lambda a, b: X), InvalidProblemError, ["Noise.from_brownian(path)"]),
     "too few seeds": (
         stochastic(noise=Noise.from_seed([1])),
         InvalidProblemError,
@@ -196,6 +213,20 @@ CASES: dict[str, Refusal] = {
     "eta": (lambda: DDIM(eta=-1), InvalidProblemError, ["not negative", "DDIM(eta=0.0)"]),
     "variance": (lambda: DDPM("fixed"), InvalidProblemError, ["'fixed'", "fixed_small"]),  # type: ignore[arg-type]
     "order": (lambda: DPMSolver(4), InvalidProblemError, ["1, 2 or 3", "4"]),
+    "an integrator for a maker": (lambda: register("x", DDIM()), InvalidProblemError, ["its class, or lambda"]),  # type: ignore[arg-type]
+    "no plan": (optioned(method=Planned(lambda points: None)), InvalidProblemError, ["picard.Plan", "NoneType"]),
+    "flat weights": (optioned(method=Planned(own, a=torch.ones(5, dtype=F64))), InvalidProblemError, ["a[:, None]"]),
+    "steps too many": (optioned(method=Planned(own, step=torch.arange(6))), InvalidProblemError, ["torch.arange(5)"]),
+    "steps with a gap": (
+        optioned(method=Planned(own, step=2 * torch.arange(5))),
+        InvalidProblemError,
+        ["from 0 on without gaps"],
+    ),
+    "noise that an own method drops": (
+        lambda: solve(sde(), times(5), method=Planned(own)),
+        NotSupportedError,
+        ["kick = sqrt(|h|) / h"],
+    ),
     # options
     "window": (optioned(window=0), InvalidProblemError, ["window", "at least 1", "0 (int)"]),
     "negative window": (optioned(window=-3), InvalidProblemError, ["at least 1", "-3"]),
@@ -219,6 +250,11 @@ CASES: dict[str, Refusal] = {
         ["(6, 2, 2)", "(1, 2, 2)", "save='all'"],
     ),
     "save": (optioned(save="lst"), InvalidProblemError, ["did you mean 'last'", "indices"]),
+    "a number to interpolate at": (
+        lambda: solve(pendulum(), times(5), method="euler", save="all").interpolate(1.0, pendulum()),  # type: ignore[arg-type]
+        InvalidGridError,
+        ["floating tensor", "1.0 (float)"],
+    ),
     "save outside": (optioned(save=[0, 6]), InvalidProblemError, ["within the 6 grid points"]),
     "save nothing": (optioned(save=[]), InvalidProblemError, ["'last', 'all' or indices"]),
     "save unordered": (optioned(save=[3, 1]), InvalidProblemError, ["ascend without repeats"]),
