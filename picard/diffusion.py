@@ -46,7 +46,14 @@ class Diffusion(Problem):
         check_state("x_T", self.x_T)
         object.__setattr__(self, "cond", check_cond(self.cond))
         object.__setattr__(self, "noise", Noise.from_generator() if self.noise is None else check_noise(self.noise))
-        uncond = {} if self.denoiser.guidance is None else self.denoiser.guidance.uncond
+        guidance = self.denoiser.guidance
+        uncond = {} if guidance is None else guidance.uncond
+        if guidance is not None and not uncond:
+            msg = (
+                "guidance needs the conditioning of its unconditional half, or both halves are the same; given none: "
+                "write Guidance(scale, uncond=dict(label=none))"
+            )
+            raise InvalidProblemError(msg)
         if not set(uncond) <= set(self.cond):
             unknown = sorted(set(uncond) - set(self.cond))
             msg = f"guidance's uncond must name entries of cond; given {unknown}, cond has {sorted(self.cond)}"

@@ -82,6 +82,7 @@ CASES: dict[str, Refusal] = {
     "no denoiser": (lambda: Diffusion(3, start(2, 3)), InvalidProblemError, ["Denoiser(model, schedule)"]),  # type: ignore[arg-type]
     "network's shape": (answering(lambda x: torch.cat([x, x], 1)), InvalidProblemError, [", 3)", ", 6)", "variance"]),
     "network's object": (answering(lambda x: {"sample": x}), InvalidProblemError, ["dict", "`.sample`"]),
+    "network's numbers": (answering(lambda x: {"sample": x.new_zeros(99)}), InvalidProblemError, ["returned a dict:"]),
     "network's device": (
         answering(lambda x: x.to("meta"), prediction="epsilon"),
         InvalidProblemError,
@@ -114,6 +115,7 @@ CASES: dict[str, Refusal] = {
         InvalidProblemError,
         ["drop", "tensors only", "True (bool)"],
     ),
+    "no uncond at all": (lambda: guided(Guidance(2.0), label=torch.zeros(2)), InvalidProblemError, ["uncond=dict("]),
     "no uncond": (
         lambda: guided(Guidance(2.0, {"label": None}), label=torch.zeros(2)),
         InvalidProblemError,

@@ -95,8 +95,9 @@ def test_a_table_as_long_as_a_call_is_not_taken_for_conditioning() -> None:
     """Three samples times eight nodes are 24 rows, which says nothing about a table of 24 lines."""
     plain = network(SCHEDULE, "epsilon")
 
-    def model(x: Tensor, t: Tensor, table: Tensor) -> Tensor:
+    def model(x: Tensor, t: Tensor, table: Tensor, label: Tensor) -> Tensor:
         assert table.shape == (24, 2)
+        assert len(label) == len(x)
         return plain(x, t)
 
-    sample(model, {"table": torch.zeros(24, 2)}, Guidance(2.0))
+    sample(model, {"table": torch.zeros(24, 2), "label": torch.ones(3)}, Guidance(2.0, {"label": torch.zeros(3)}))
