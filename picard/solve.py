@@ -87,8 +87,8 @@ def solve(
             `PathCertificate`; accepted states are evaluated once more, together with the next round's.
         sync_every: rounds the device runs before the host reads what they found. More than one keep a GPU busy, which
             otherwise waits for the host once a round; up to so many rounds less one are evaluated past the end, and a
-            callback is called as late. Noise and states of as many more windows are held. Needs the guess `"hold"` or
-            `"copy"`; not with certificates, or where evaluations are left out.
+            callback is called as late. Noise and states of as many more windows are held. Needs the guess `"hold"`,
+            `"eager"` or `"copy"`; not with certificates, or where evaluations are left out.
         compile: whether to compile what a round does outside the model, or keyword arguments of `torch.compile` for it.
             The first solve of a kind then takes up to a minute longer, later ones less time, which counts where the
             model takes a few milliseconds. The model is left as it is. Rounds that certify or leave out evaluations
@@ -139,8 +139,8 @@ def solve(
         functions = functions_of(setup.form, start, compile, plain=sync_every > 1)
     if sync_every > 1 and (functions is None or not functions.slides):
         msg = (
-            f"sync_every={sync_every} leaves decisions to the device, which it can take with the guesses 'hold' and "
-            "'copy', without a certificate, and where no evaluations are left out (NoiseRatio above 0.1 does): choose "
+            f"sync_every={sync_every} leaves decisions to the device, which it can take with the guesses 'hold', "
+            "'eager' and 'copy', without a certificate, and where no evaluations are left out (NoiseRatio above 0.1 does): choose "
             "these, or leave sync_every out"
         )
         raise NotSupportedError(msg)
