@@ -140,8 +140,8 @@ def solve(
     if sync_every > 1 and (functions is None or not functions.slides):
         msg = (
             f"sync_every={sync_every} leaves decisions to the device, which it can take with the guesses 'hold', "
-            "'eager' and 'copy', without a certificate, and where no evaluations are left out (NoiseRatio above 0.1 does): choose "
-            "these, or leave sync_every out"
+            "'eager' and 'copy', without a certificate, and where no evaluations are left out (NoiseRatio above 0.1 "
+            "does): choose these, or leave sync_every out"
         )
         raise NotSupportedError(msg)
     setup = replace(setup, functions=functions, sync_every=sync_every)
