@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -55,20 +54,20 @@ class Turn:
     player: Player
 
 
-@contextmanager
-def kept(pipeline: Any) -> Iterator[None]:
-    """Undo what a pass that is stopped would have undone itself: decoders in another dtype, exchanged attention."""
-    parts: list[Any] = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    before = [(part, getattr(part, "dtype", None), attention(part)) for part in parts]
-    try:
-        yield
-    except BaseException:
-        for part, dtype, processors in before:
+class Kept:
+    """Components as they are between calls: a pass that is stopped does not put back decoders' dtypes and attention."""
+
+    def __init__(self, pipeline: Any) -> None:
+        parts: list[Any] = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        self._before = [(part, getattr(part, "dtype", None), attention(part)) for part in parts]
+
+    def restore(self) -> None:
+        """Bring everything back to where it was."""
+        for part, dtype, processors in self._before:
             if isinstance(dtype, torch.dtype) and part.dtype != dtype:
                 part.to(dtype)
             if attention(part) != processors:
                 part.set_attn_processor(processors)
-        raise
 
 
 def attention(part: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from picard.errors import InvalidProblemError, NotSupportedError, close_match
 
-from .components import Turn, kept, stand_ins
+from .components import Kept, Turn, stand_ins
 from .course import Course
 from .guidance import Unplanned
 from .planned import Planned, count
@@ -86,7 +86,7 @@ class Parallel:
         replay = Replay(list(modules.values()), options.window, options.tolerance, options.max_rows)
         now = [(module, module.training) for module in modules.values()]
         replay.unchecked = now != self._checked
-        memo, random = Memo(), RandomState((args, kwargs))
+        memo, random, components = Memo(), RandomState((args, kwargs)), Kept(pipeline)
         turn = Turn(replay)
         bars = Bars(functools.partial(self.original.progress_bar, pipeline), lambda: turn.player.exact)
         self._turn, self._bars = turn, bars
@@ -95,8 +95,11 @@ class Parallel:
             random.restore()
             memo.rewind()
             bars.rewind()
-            with kept(pipeline):
+            try:
                 return self.original.__call__(pipeline, *args, **kwargs)
+            except BaseException:
+                components.restore()
+                raise
 
         try:
             with replaced(pipeline, stand_ins(pipeline, modules, turn, memo)):

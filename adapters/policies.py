@@ -94,9 +94,8 @@ def restore_policy(policy: Any) -> bool:
     """Make a parallel policy sequential again; say whether it was one."""
     found = owner_of(policy)
     parts = [] if found is None else _both(policy, found[0])
-    changed = [
-        one for one in parts if isinstance(vars(one).get("picard"), ParallelPolicy)
-    ]  # perhaps what samples alone
+    # perhaps what samples alone was made parallel
+    changed = [one for one in parts if isinstance(vars(one).get("picard"), ParallelPolicy)]
     for one in changed:
         del vars(one)["picard"]
         one.__class__ = type(one).__bases__[0]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from examples.metaworld.methods import METHODS, foreseen
+from examples.metaworld.methods import METHODS, ahead_of, parallel_options
 from examples.metaworld.policy import DiffusionPolicy, load, network, scheduler
 from examples.metaworld.problem import recorded_early
 from picard.adapters import parallelize
@@ -90,7 +90,7 @@ def _policies(trained: DiffusionPolicy, timed: Timed, methods: Sequence[str]) ->
         policies[method].normalizer = trained.normalizer
         options = OPTIONS[method]
         if options is not None:
-            parallelize(policies[method], **{name: value for name, value in options.items() if name != "ahead"})
+            parallelize(policies[method], **parallel_options(options))
     return policies
 
 
@@ -102,13 +102,12 @@ def _plan(policy: DiffusionPolicy, observation: Tensor, seed: int) -> None:
 
 def _prepare(policy: DiffusionPolicy, method: str, early: Tensor, seed: int) -> None:
     """Plan ahead from the observation a control step before, if the method does."""
-    ahead = (OPTIONS[method] or {}).get("ahead")
-    if ahead is not None:
+    options = OPTIONS[method] or {}
+    if "ahead" in options:
         handle: Any = policy.picard
         handle.forget()
-        start = early if ahead == "seen" else foreseen(early.flatten()[None]).view_as(early)
         with handle.ahead():
-            _plan(policy, start, seed)
+            _plan(policy, ahead_of(options, early.flatten()[None]).view_as(early), seed)
 
 
 @torch.no_grad()

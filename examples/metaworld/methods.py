@@ -139,10 +139,20 @@ def foreseen(condition: Tensor) -> Tensor:
     return torch.cat([now, 2 * now - before], 1)
 
 
+def parallel_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that `parallelize` takes."""
+    return {name: value for name, value in options.items() if name != "ahead"}
+
+
+def ahead_of(options: Mapping[str, Any], early: Tensor) -> Tensor:
+    """Return what a method plans from ahead, given conditions a step earlier, (batch, OBSERVATION_STEPS * 21)."""
+    return early if options["ahead"] == "seen" else foreseen(early)
+
+
 def planned_ahead(policy: DiffusionPolicy, options: Mapping[str, Any]) -> Sampler:
     """Make a sampler that has planned once before from earlier conditions; one plan at a time, as a robot would."""
     twin, unknown = copy(policy), torch.zeros(1, HORIZON, ACTION)
-    picard.adapters.parallelize(twin, **{name: value for name, value in options.items() if name != "ahead"})
+    picard.adapters.parallelize(twin, **parallel_options(options))
     handle: Any = twin.picard
 
     def plan(condition: Tensor, seed: int) -> Tensor:
@@ -154,7 +164,7 @@ def planned_ahead(policy: DiffusionPolicy, options: Mapping[str, Any]) -> Sample
 
     def sample(condition: Tensor, seeds: Sequence[int], _: Sequence[int], early: Tensor | None) -> Plans:
         plans, cost = [], []
-        start = early if early is None or options["ahead"] == "seen" else foreseen(early)
+        start = None if early is None else ahead_of(options, early)
         for i, seed in enumerate(seeds):
             handle.forget()
             if start is not None:
