@@ -150,7 +150,7 @@ def _merge(calls: list[Call]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         nonlocal fits
         values = [one[path] for one in given]
         if is_time(path, leaf) and isinstance(leaf, (int, float)):
-            values = list(torch.tensor(values).to(device))
+            values = list(torch.tensor(values, device="cpu").to(device))
             leaf = values[0]
         if not isinstance(leaf, Tensor) or len(calls) == 1:
             return leaf

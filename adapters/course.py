@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from picard.device import on_host
 from picard.errors import NotSupportedError, close_match
 
 # What a scheduler may fail with on values that it is not made for.
@@ -52,10 +54,11 @@ class Course:
         Raises:
             NotSupportedError: if the scheduler fails to.
         """
-        twin = copy.deepcopy(scheduler)
+        twin = copied(scheduler)
         own_grid = {"timesteps", "sigmas"} & options.set_timesteps.keys()
         try:
-            twin.set_timesteps(None if own_grid else steps, **options.set_timesteps)
+            with on_host():
+                twin.set_timesteps(None if own_grid else steps, **options.set_timesteps)
         except FAILURES as error:
             msg = (
                 f"{type(scheduler).__name__} cannot be written as a plan here: its loop fails before it begins "
@@ -76,10 +79,7 @@ class Course:
         Raises:
             NotSupportedError: if the scheduler does not list that timestep.
         """
-        twin = copy.deepcopy(scheduler)
-        for name, value in vars(twin).items():
-            if isinstance(value, Tensor):
-                setattr(twin, name, value.cpu())
+        twin = copied(scheduler)
         listed = _visited(twin)
         places = (listed == first).nonzero()
         if places.numel() == 0:
@@ -88,6 +88,21 @@ class Course:
         begin = vars(twin).get("_begin_index")
         start = int(places[0]) if begin is None else int(begin)
         return Course(twin, listed[start:], start, step)
+
+
+def copied(scheduler: Any) -> Any:
+    """Copy a scheduler to the CPU."""
+    twin = copy.deepcopy(scheduler)
+    for name, value in vars(twin).items():
+        if isinstance(value, Tensor):
+            setattr(twin, name, value.cpu())
+    return twin
+
+
+def number(t: Any) -> Tensor:
+    """Read a timestep, whatever it is given as."""
+    found = t if isinstance(t, Tensor) else torch.as_tensor(t, device="cpu")
+    return found.flatten()[0].cpu()
 
 
 def sort_options(scheduler: Any, given: Mapping[str, Any]) -> Options:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.device import on_host
 from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.grid import Levels
 from picard.noise import Noise
@@ -129,7 +130,7 @@ class Scheduled(Problem):
         object.__setattr__(self, "x0", self.start.to(wide) * float(found.scale[0]))
         numbers = torch.stack([found.u, found.w, *found.shares.unbind(1)], 1).to(device, wide)
         object.__setattr__(self, "_numbers", numbers)
-        every = bool((found.shares == torch.tensor([0.0, 1.0])).all())
+        every = bool((found.shares == torch.tensor([0.0, 1.0], device="cpu")).all())
         object.__setattr__(self, "_from_output", FromOutput(found.clip, every))
         object.__setattr__(self, "_timesteps", found.timesteps.to(device))
 
@@ -145,8 +146,8 @@ class Scheduled(Problem):
 
     def points(self, grid: Any) -> Levels:
         """Count the nodes from one on, so that every point is known by its number."""
-        count = torch.arange(1, self.trace.plan_.nodes + 1, dtype=torch.float64)
-        ones = torch.ones(len(count) + 1, dtype=torch.float64)
+        count = torch.arange(1, self.trace.plan_.nodes + 1, dtype=torch.float64, device="cpu")
+        ones = torch.ones(len(count) + 1, dtype=torch.float64, device="cpu")
         return Levels(count, ones, ones)
 
     def time_dtype(self, grid: Any) -> torch.dtype:
@@ -207,7 +208,7 @@ class Indexed:
 
     def plan(self, points: Any) -> Plan:
         """Return the plan."""
-        return replace(self.source, times=torch.arange(self.source.nodes, dtype=torch.float64))
+        return replace(self.source, times=torch.arange(self.source.nodes, dtype=torch.float64, device="cpu"))
 
 
 @torch.no_grad()
@@ -235,7 +236,8 @@ def draw_noise(
         x = past[-1]
         y = model_input(twin, x, t)
         m = -(found.u[node] / found.w[node]).to(x) * y  # so that the data prediction is zero
-        past = [*past[-plan.order :], advance(twin, m, t, x, step)[0]]
+        with on_host():
+            past = [*past[-plan.order :], advance(twin, m, t, x, step)[0]]
         if not any(c):  # a deterministic loop may still draw, and the generator must know
             continue
         forcing = past[-1].to(wide) * scale[node + 1]

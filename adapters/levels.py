@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .course import Course
+from picard.device import on_host
+
+from .course import Course, copied, number
 from .probe import probe_output
 
 
@@ -56,19 +57,20 @@ def hints_for(scheduler: Any, first: Any) -> tuple[Hints, int] | None:
         The numbers of all its timesteps and the index of the first one; `None` if the scheduler cannot be probed.
     """
     try:
-        twin = copy.deepcopy(scheduler)
+        twin = copied(scheduler)
         for name in ("_begin_index", "_step_index"):
             if hasattr(twin, name):
                 setattr(twin, name, None)
-        output = probe_output(Course(twin, twin.timesteps, 0, {}))
-        start = int((twin.timesteps == first).nonzero()[0])
+        with on_host():
+            output = probe_output(Course(twin, twin.timesteps, 0, {}))
+        start = int((twin.timesteps == number(first)).nonzero()[0])
     except Exception:  # noqa: BLE001  # whatever a scheduler does on probes, replay works without hints
         return None
     numbers = torch.cat([output.u, output.w, output.levels.flatten()])
     if not bool(torch.isfinite(numbers).all()) or bool((output.w == 0).any() or (output.levels[:, 1] <= 0).any()):
         return None
-    alpha = torch.cat([output.levels[:, 0], torch.ones(1, dtype=torch.float64)])
-    sigma = torch.cat([output.levels[:, 1], torch.zeros(1, dtype=torch.float64)])
+    alpha = torch.cat([output.levels[:, 0], torch.ones(1, dtype=torch.float64, device="cpu")])
+    sigma = torch.cat([output.levels[:, 1], torch.zeros(1, dtype=torch.float64, device="cpu")])
     state = sigma[1:] / sigma[:-1]
     data = alpha[1:] - alpha[:-1] * state
     return Hints(output.u.tolist(), output.w.tolist(), state.tolist(), data.tolist()), start

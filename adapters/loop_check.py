@@ -40,8 +40,8 @@ def check_loop(
     like = next(owner.parameters()) if known is None else known
     if isinstance(given.get(MASK), Tensor):  # whatever is known in this call, the projection is to be seen
         fixed, shape = torch.Generator().manual_seed(0), given[DATA].shape
-        given[MASK] = (torch.rand(shape, generator=fixed) < 0.3).to(like.device)
-        given[DATA] = torch.randn(shape, generator=fixed).to(like)
+        given[MASK] = (torch.rand(shape, generator=fixed, device="cpu") < 0.3).to(like.device)
+        given[DATA] = torch.randn(shape, generator=fixed, device="cpu").to(like)
     if GENERATOR in given:
         given[GENERATOR] = torch.Generator(device=like.device).manual_seed(0)
     random, count = RandomState(given), 0

@@ -65,7 +65,7 @@ class Phase:
     def freeze(self) -> None:
         """Write the times of all steps as tensors."""
         for path, values in self._times.items():
-            tensors = [torch.as_tensor(value) for value in values]
+            tensors = [value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu") for value in values]
             table = torch.stack([one.reshape(()) if one.numel() == 1 else one for one in tensors])
             self._times[path] = [table.to(self.call.x.device)]  # scalars may be on the host
 

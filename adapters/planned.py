@@ -80,7 +80,7 @@ class Planned:
         for phase in self._phases:
             phase.freeze()
         self.nodes, self._samples = scout.problem.trace.plan_.nodes, len(scout.problem.start)
-        order = torch.arange(self.nodes, dtype=torch.int64)
+        order = torch.arange(self.nodes, dtype=torch.int64, device="cpu")
         self._problem = replace(
             scout.problem,
             model=self._model,

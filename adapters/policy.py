@@ -73,11 +73,11 @@ class ParallelPolicy:
 
         Source: the split of a controller's work into preparation and feedback is that of Diehl et al. (2005).
         """
-        random, self._early = RandomState(()), True
+        random, before, self._early = RandomState(()), self._early, True
         try:
             yield
         finally:
-            self._early = False
+            self._early = before
             random.restore()
 
     def run(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from picard.errors import PicardError
 from picard.noise import Noise
 
 from .calls import Call, evaluate, main_tensor, record, with_main_tensor
-from .course import FAILURES, Course
+from .course import FAILURES, Course, number
 from .diffusers import Scheduled
 from .guidance import Measurement, Unplanned
 from .phase import Phase
@@ -78,7 +78,7 @@ class Scout:
             self.first = (call, evaluate(self._modules, [call], self._max_rows)[0])
         known = torch.nan_to_num(main_tensor(self.first[1]), posinf=0.0, neginf=0.0)
         loud = _LOUD * known.float().square().mean().sqrt().clamp_min(1e-3)
-        noise = torch.randn((call.rows, *known.shape[1:]), generator=self._generator, dtype=torch.float32)
+        noise = torch.randn((call.rows, *known.shape[1:]), generator=self._generator, dtype=torch.float32, device="cpu")
         value = loud * noise.to(known.device)
         if self.problem is None:
             value = value + (known if len(known) == call.rows else 0)
@@ -140,7 +140,7 @@ class Scout:
             msg = "the arguments of the scheduler's step change"
             raise Unplanned(msg)
         found, node = self.problem.trace, self.steps
-        if node == found.plan_.nodes or float(torch.as_tensor(t).flatten()[0]) != float(found.timesteps[node]):
+        if node == found.plan_.nodes or float(number(t)) != float(found.timesteps[node]):
             msg = "its loop does not visit the timesteps that the scheduler lists"
             raise Unplanned(msg)
         x, m = self._folded(x), self._folded(output)
@@ -159,7 +159,7 @@ class Scout:
         if twice and torch.equal(x[:half], x[half:]) and torch.equal(output[:half], output[half:]):
             self.fold = 2
         self._options = options
-        course = Course.running(scheduler, torch.as_tensor(t).flatten()[0].cpu(), options)
+        course = Course.running(scheduler, number(t), options)
         self.problem = Scheduled(self.call, self._trace(course), self._folded(x))
 
     def _folded(self, value: Tensor) -> Tensor:

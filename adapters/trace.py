@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.device import on_host
 from picard.errors import NotSupportedError, PicardError
 from picard.grid import Levels, Times
 from picard.plan import Plan
@@ -58,7 +59,8 @@ def trace_loop(course: Course) -> Trace:
     """Trace a scheduler's loop; see `picard.adapters.diffusers.trace`."""
     _refuse(course.scheduler)
     try:
-        return _trace(course)
+        with on_host():
+            return _trace(course)
     except FAILURES as error:
         if isinstance(error, PicardError):
             raise

@@ -35,13 +35,13 @@ def adjoint_plan(plan: Plan, saved: Sequence[int]) -> Plan:
         The adjoint plan; its field is `u -> J[j]^T u`, its time the index of the node j.
     """
     nodes, order = plan.nodes, plan.order
-    forward = torch.arange(nodes - 1, -1, -1)
-    later = forward[:, None] + torch.arange(order)
+    forward = torch.arange(nodes - 1, -1, -1, device="cpu")
+    later = forward[:, None] + torch.arange(order, device="cpu")
     exists = later < nodes
     source = later.clamp_max(nodes - 1)
-    columns = torch.arange(order).expand(nodes, order)
+    columns = torch.arange(order, device="cpu").expand(nodes, order)
     a, inputs = (torch.where(exists, table[source, columns], 0) for table in (plan.a, plan.b))
-    direct = torch.zeros(nodes + 1, dtype=torch.float64)
+    direct = torch.zeros(nodes + 1, dtype=torch.float64, device="cpu")
     direct[list(saved)] = 1
     b = torch.zeros_like(a)
     b[:, 0] = 1
@@ -49,7 +49,7 @@ def adjoint_plan(plan: Plan, saved: Sequence[int]) -> Plan:
         times=forward.double(),
         a=a,
         b=b,
-        step=torch.arange(nodes),
+        step=torch.arange(nodes, device="cpu"),
         c=direct[forward],
         factor=plan.factor[forward],
         inputs=inputs,

@@ -73,7 +73,7 @@ def solve_backward(
 
     nodes = list(range(plan.nodes + 1))
     prepared = Prepared(
-        problem, plan, tables, start.dtype, torch.tensor(nodes).double(), draw if direct else None, nodes
+        problem, plan, tables, start.dtype, torch.tensor(nodes, device="cpu").double(), draw if direct else None, nodes
     )
     costates = Costates(plan, tables, start, field_at, states, wanted)
     with Progress(0, enabled=False) as bar:
@@ -121,7 +121,7 @@ class Costates(Trajectory):
             pairs = [(i, j) for i, count in enumerate(stride) for j in range(count)]
             places = [((begin[i] + 1 + j) % self._room, samples[i], i, j) for i, j in pairs]
             if places:
-                slots, chosen, rows, nodes = send(torch.tensor(places), states).unbind(1)
+                slots, chosen, rows, nodes = send(torch.tensor(places, device="cpu"), states).unbind(1)
                 self._latest[slots, chosen] = states[rows, nodes].unflatten(1, self._latest.shape[2:])
             waiting = max(known - done for known, done in zip(self._known, self._done, strict=True))
             if waiting >= self._window:
@@ -137,7 +137,7 @@ class Costates(Trajectory):
         self._done = list(self._known)
         size = self._window * len(self._done)
         for first in range(0, len(pairs) if self._wanted else 0, size):
-            self._add(*send(torch.tensor(pairs[first : first + size]), self._latest).unbind(1))
+            self._add(*send(torch.tensor(pairs[first : first + size], device="cpu"), self._latest).unbind(1))
 
     def _add(self, node: Tensor, sample: Tensor) -> None:
         """Add the gradients of some nodes, given by their adjoint's index."""

@@ -109,8 +109,8 @@ class Certifier:
             values: field values assumed there, one node less.
         """
         found = [(i, j) for i, step in enumerate(stride) for j in range(step - 1)]
-        place = torch.tensor(found, dtype=torch.int64).reshape(-1, 2).T
-        of, first, span = torch.tensor(samples), torch.tensor(begin), torch.tensor(stride)
+        place = torch.tensor(found, dtype=torch.int64, device="cpu").reshape(-1, 2).T
+        of, first, span = (torch.tensor(numbers, device="cpu") for numbers in (samples, begin, stride))
         rows = send(place, states)
         self.claim = Claim(
             send(of[place[0]], states),

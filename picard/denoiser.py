@@ -55,10 +55,19 @@ class DynamicThreshold:
     Attributes:
         ratio: quantile of the absolute values of one row.
         most: largest threshold; the smallest is 1.
+
+    Raises:
+        InvalidProblemError: if `ratio` is not a share.
     """
 
     ratio: float = 0.995
     most: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the quantile."""
+        if not 0 <= self.ratio <= 1:
+            msg = f"ratio must be a quantile between 0 and 1; given {self.ratio:g}: write 0.995 for 99.5 percent"
+            raise InvalidProblemError(msg)
 
     def __call__(self, data: Tensor) -> Tensor:
         """Clamp every row to its own quantile and divide by it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,12 +18,17 @@ def send(values: Tensor | NDArray[Any] | Sequence[int], like: Tensor) -> Tensor:
         values: a tensor on the CPU, an array, or integers.
         like: any tensor on the device.
     """
-    host = torch.as_tensor(values)
+    host = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
     if like.device.type == host.device.type == "cpu":
         return host
     # Only a copy from pinned memory may go on alone: from other memory CUDA waits, and MPS reads what is freed by then.
     pinned = like.device.type == "cuda" and host.device.type == "cpu"
     return (host.pin_memory() if pinned else host).to(like.device, non_blocking=pinned)
+
+
+def on_host() -> AbstractContextManager[Any]:
+    """Make tensors on the CPU where code that is not this package's does not say where, whatever the default device."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def fetch(values: Tensor) -> Tensor:

@@ -41,31 +41,32 @@ class Extrapolate(Hold):
         stages = int((plan.step == 0).sum())
         pace = plan.times[stages:] - plan.times[:-stages]
         steady = bool((pace > 0).all()) or bool((pace < 0).all())
-        return cls(tables, state, plan.times if steady else torch.arange(plan.nodes).double(), stages)
+        return cls(tables, state, plan.times if steady else torch.arange(plan.nodes, device="cpu").double(), stages)
 
     def ahead(self, entering: Entering, held: Float[Tensor, "batch count dims"]) -> Float[Tensor, "batch count dims"]:
         """Return the field values assumed at the new nodes."""
         if entering.diffusion is not None:
             return held
         places = entering.places
-        first, start = torch.tensor(places.end), (torch.tensor(places.old_begin) - entering.history)[:, None]
+        first = torch.tensor(places.end, device="cpu")
+        start = (torch.tensor(places.old_begin, device="cpu") - entering.history)[:, None]
         enough = (first - start[:, 0].clamp_min(0)) // self.stages  # whole steps whose field values are known
-        wanted = torch.tensor(places.begin) + torch.tensor(places.width) - 1 - first
+        wanted = torch.tensor(places.begin, device="cpu") + torch.tensor(places.width, device="cpu") - 1 - first
         distance = torch.minimum(-(-wanted // self.stages), enough - _DEGREES).clamp_min(1)
 
         def at(nodes: Int[Tensor, "batch steps stages"]) -> Float[Tensor, "batch steps stages dims"]:
             slots = (nodes.flatten(1) - start).clamp_min(0)
             return entering.field.at(send(slots, held)).unflatten(1, nodes.shape[1:])
 
-        stage, new = torch.arange(self.stages), torch.arange(held.shape[1])
+        stage, new = torch.arange(self.stages, device="cpu"), torch.arange(held.shape[1], device="cpu")
         latest = (first[:, None] - self.stages + stage)[:, None]  # nodes of the latest step
-        past = latest - (torch.arange(_DEGREES) * self.stages)[:, None]
+        past = latest - (torch.arange(_DEGREES, device="cpu") * self.stages)[:, None]
         source = past - (distance * self.stages)[:, None, None]
         trial = self._weights(source.transpose(1, 2), latest[:, 0])
         tests = product(send(trial.to(held.dtype), held).flatten(0, 1), at(source).transpose(1, 2).flatten(0, 1))
         missed = tests.unflatten(0, (len(held), self.stages)) - at(latest).transpose(1, 2)
         score = missed.square().sum((1, 3))
-        tried = torch.arange(1, _DEGREES + 1) + distance[:, None] <= enough[:, None]
+        tried = torch.arange(1, _DEGREES + 1, device="cpu") + distance[:, None] <= enough[:, None]
         score = torch.where(send(tried, score) & torch.isfinite(score), score, torch.inf)
         degree = torch.where(torch.isfinite(score).any(1), score.argmin(1), 0)
 

@@ -102,9 +102,11 @@ def _compile(function: Callable[..., Any], options: Mapping[str, Any]) -> Callab
         given["options"] = {"guard_filter_fn": skip, **checks, **given.get("options", {})}
     made = torch.compile(_own(function), **given)
     from torch._dynamo import exc
-    from torch._inductor.exc import InductorError
+    from torch._inductor import exc as inductor
 
-    too_many: Any = getattr(exc, "FailOnRecompileLimitHit", ())  # from torch 2.6 on
+    # From torch 2.6 and 2.7 on.
+    too_many: Any = getattr(exc, "FailOnRecompileLimitHit", ())
+    failed: Any = getattr(inductor, "InductorError", exc.TorchDynamoException)
 
     def call(*args: Any, **keywords: Any) -> Any:
         nonlocal made
@@ -113,7 +115,7 @@ def _compile(function: Callable[..., Any], options: Mapping[str, Any]) -> Callab
         except too_many:  # kinds of sizes, of which every one is made apart
             made = torch.compile(_own(function), **given)
             return made(*args, **keywords)
-        except (exc.TorchDynamoException, InductorError) as error:
+        except (exc.TorchDynamoException, failed) as error:
             msg = (
                 f"this solve's rounds cannot be compiled: {str(error).splitlines()[0]}; compile=True needs a compiler "
                 "for C++ (on a CPU) or Triton (on a GPU), and rules made of tensor operations: leave it out, or "

@@ -73,7 +73,7 @@ class Levels:
         if len(positive) == 0:
             return self.sigma[:-1].clone()
         last = int(positive[-1])
-        return torch.where(torch.arange(len(std)) > last, std[last], std)
+        return torch.where(torch.arange(len(std), device="cpu") > last, std[last], std)
 
 
 def check_times(grid: object) -> Tensor:

@@ -122,6 +122,6 @@ def _slopes(problem: ODE, ts: Tensor, ys: Tensor, max_rows: int | None) -> Tenso
     """Evaluate the drift at states (points, batch, *state) at grid times (points,)."""
     count, batch = ys.shape[:2]
     times = ts.to(ys.device, problem.time_dtype(ts)).repeat_interleave(batch)
-    cond = Conditioning(problem.conditioning(), batch).of(None, torch.arange(batch).repeat(count))
+    cond = Conditioning(problem.conditioning(), batch).of(None, torch.arange(batch, device="cpu").repeat(count))
     value, _ = evaluate(problem, Rows(times, ys.flatten(0, 1), cond), max_rows)
     return value.unflatten(0, (count, batch))

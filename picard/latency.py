@@ -147,14 +147,14 @@ def _trial(setup: Setup, prepared: Prepared, nodes: int, window: int, gap: int) 
     It needs no noise, whose realization may remember what it was asked.
     """
     plan = setup.plan
-    index = torch.arange(nodes) % plan.nodes
-    a = torch.zeros(nodes, plan.order, dtype=torch.float64)
+    index = torch.arange(nodes, device="cpu") % plan.nodes
+    a = torch.zeros(nodes, plan.order, dtype=torch.float64, device="cpu")
     a[:, 0] = 1
     flat = Plan(
         times=plan.times[index],
         a=a,
         b=torch.zeros_like(a),
-        step=torch.zeros(nodes, dtype=torch.int64),
+        step=torch.zeros(nodes, dtype=torch.int64, device="cpu"),
         yardstick=None if plan.yardstick is None else plan.yardstick[index],
         scales=None if plan.scales is None else plan.scales[index],
     )

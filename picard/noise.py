@@ -229,7 +229,7 @@ class _CoarseNoise(Noise):
         parts = [step * self.factor + part for step in steps for part in range(self.factor)]
         values = self.fine.draw([sample for sample in samples for _ in range(self.factor)], parts, shape)
         values = values.unflatten(0, (len(steps), self.factor))
-        h = torch.ones(len(parts)) if self.times is None else self.times.diff().abs()[parts]
+        h = torch.ones(len(parts), device="cpu") if self.times is None else self.times.diff().abs()[parts]
         weight = h.reshape(len(steps), self.factor)
         weight = (weight / weight.sum(1, keepdim=True)).sqrt().to(values)
         return (values * weight.reshape(*weight.shape, *[1] * len(shape))).sum(1)

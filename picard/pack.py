@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any
@@ -44,9 +45,6 @@ class Pack:
         if len({part.device for part in parts}) > 1:
             msg = f"all parts of y0 must be on the same device; given {[describe(part) for part in parts]}"
             raise InvalidProblemError(msg)
-        if all(part.numel() == 0 for part in parts):
-            msg = f"y0 must hold at least one number; given {[describe(part) for part in parts]}"
-            raise InvalidProblemError(msg)
         self._lead = lead
         self._shapes = [part.shape[lead:] for part in parts]
         self._dtypes = [part.dtype for part in parts]
@@ -82,7 +80,7 @@ class Pack:
         elif (_dense(inner) != _dense(shape)) if self._single else inner.numel() != shape.numel():
             raise InvalidProblemError(msg + describe(part))
         real = torch.view_as_real(part.to(dtype)) if dtype.is_complex else part
-        return real.reshape((*outer, -1)).to(self.dtype)
+        return real.reshape((*outer, math.prod(real.shape[lead:]))).to(self.dtype)
 
     def unpack(self, x: Tensor) -> Any:
         """Unpack a tensor (..., numbers) into parts (..., *shape), in their own dtypes."""

@@ -42,9 +42,9 @@ class Plan:
     a: Tensor
     b: Tensor
     step: Tensor
-    c: Tensor = field(default_factory=lambda: torch.zeros(0))
-    factor: Tensor = field(default_factory=lambda: torch.zeros(0))
-    kick: Tensor = field(default_factory=lambda: torch.zeros(0))
+    c: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
+    factor: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
+    kick: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     yardstick: Tensor | None = None
     scales: Tensor | None = None
     inputs: Tensor | None = None
@@ -56,9 +56,9 @@ class Plan:
             raise InvalidProblemError(msg)
         nodes, order = self.a.shape
         defaults = {
-            "c": torch.zeros(nodes, dtype=torch.float64),
+            "c": torch.zeros(nodes, dtype=torch.float64, device="cpu"),
             "factor": torch.stack([self.a[:, 0], self.b[:, 0]], 1),
-            "kick": torch.zeros(nodes, dtype=torch.float64),
+            "kick": torch.zeros(nodes, dtype=torch.float64, device="cpu"),
         }
         for name, value in defaults.items():
             if getattr(self, name).numel() == 0:
@@ -73,7 +73,7 @@ class Plan:
                 raise InvalidProblemError(msg)
         counted = torch.unique_consecutive(self.step)
         fits = tuple(self.step.shape) == each and self.step.dtype == torch.int64
-        if not fits or not torch.equal(counted, torch.arange(len(counted))):
+        if not fits or not torch.equal(counted, torch.arange(len(counted), device="cpu")):
             msg = (
                 f"Plan.step must have shape {each} and dtype int64, and count from 0 without a gap; given "
                 f"{describe(self.step)}: write torch.arange({nodes}) for one node a step"
@@ -109,7 +109,7 @@ class Plan:
     @cached_property
     def grid_nodes(self) -> Tensor:
         """Index of the state at every grid point: the first node of every step, then `nodes`; shape (steps + 1,)."""
-        return torch.searchsorted(self.step, torch.arange(self.steps + 1))
+        return torch.searchsorted(self.step, torch.arange(self.steps + 1, device="cpu"))
 
 
 @runtime_checkable

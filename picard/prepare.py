@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from picard.device import send
+from picard.device import on_host, send
 from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.grid import Levels
 from picard.plan import Integrator, Plan
@@ -55,7 +55,8 @@ def prepare(problem: Problem | SDE, grid: int | Tensor, method: str | Integrator
         msg = f"the problem must be an ODE, an SDE or a Diffusion; given {describe(problem)}"
         raise InvalidProblemError(msg)
     points = problem.points(grid)
-    plan: object = resolve(method).plan(points)
+    with on_host():
+        plan: object = resolve(method).plan(points)
     if not isinstance(plan, Plan):
         msg = f"an integrator's `plan` must return a picard.Plan; it returned {describe(plan)}"
         raise InvalidProblemError(msg)
@@ -69,11 +70,11 @@ def prepare(problem: Problem | SDE, grid: int | Tensor, method: str | Integrator
     wide = torch.promote_types(x0.dtype, torch.float32)
     tables = Tables.of(plan, x0.new_empty(0, dtype=wide), problem.time_dtype(grid))
     if isinstance(points, Levels):
-        times = torch.cat([points.timesteps, torch.zeros(1, dtype=torch.float64)])
+        times = torch.cat([points.timesteps, torch.zeros(1, dtype=torch.float64, device="cpu")])
     else:
         times = grid if isinstance(grid, Tensor) else points.values
     needed = problem.noise_in_field or bool((plan.c != 0).any())
-    done = torch.zeros(plan.nodes + 1, dtype=torch.int64)
+    done = torch.zeros(plan.nodes + 1, dtype=torch.int64, device="cpu")
     done[plan.grid_nodes[1:]] = 1
     return Prepared(
         problem, plan, tables, wide, times, _drawer(problem, plan, wide) if needed else None, done.cumsum(0).tolist()

@@ -16,8 +16,9 @@ def recallable(plan: Plan) -> bool:
     So it is for Runge-Kutta methods, and for methods of one node a step, which have no states inside.
     """
     place = _places(plan)
-    inner = torch.cat([place[1:] > 0, torch.zeros(1, dtype=torch.bool)])  # nodes whose next state is inside their step
-    far = torch.arange(plan.order) > place[:, None]
+    end = torch.zeros(1, dtype=torch.bool, device="cpu")
+    inner = torch.cat([place[1:] > 0, end])  # nodes whose next state is inside their step
+    far = torch.arange(plan.order, device="cpu") > place[:, None]
     return not bool((((plan.a != 0) | (plan.b != 0)) & far)[inner].any() or (plan.c[inner] != 0).any())
 
 
@@ -91,4 +92,4 @@ class Recall:
 
 def _places(plan: Plan) -> Int[Tensor, " nodes"]:
     """Say how many nodes of its step come before every node."""
-    return torch.arange(plan.nodes) - plan.grid_nodes[plan.step]
+    return torch.arange(plan.nodes, device="cpu") - plan.grid_nodes[plan.step]

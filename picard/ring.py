@@ -38,7 +38,7 @@ class Ring:
         self._draw, self._nodes = draw, nodes
         self._slots = min(window if math.prod(shape) * window > _SMALL else 2 * window, nodes)
         self._drawn = [0] * batch
-        self.noise = torch.zeros(0)
+        self.noise = torch.zeros(0, device="cpu")
 
     def fill(self, samples: Sequence[int], begin: Sequence[int], need: Sequence[int]) -> None:
         """Draw what is missing of the noise before node `need` of every sample, and of more that has room.

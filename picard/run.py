@@ -194,7 +194,7 @@ class Run:
             self.trajectory.final,
             tuple(self.status),
             self._steps(),
-            send(torch.tensor(self.residual, dtype=self.prepared.wide), self.trajectory.states),
+            send(torch.tensor(self.residual, dtype=self.prepared.wide, device="cpu"), self.trajectory.states),
             stats,
             setup.problem.noise,
             None if setup.certifier is None else setup.certifier.certificate(),

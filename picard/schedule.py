@@ -72,7 +72,7 @@ class Schedule(ABC):
         train_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, *, spacing: Spacing = "leading"
     ) -> TrainedSchedule:
         """Build the linear schedule of DDPM (Ho et al., 2020)."""
-        betas = torch.linspace(beta_start, beta_end, train_steps, dtype=torch.float64)
+        betas = torch.linspace(beta_start, beta_end, train_steps, dtype=torch.float64, device="cpu")
         return TrainedSchedule(torch.cumprod(1 - betas, 0), spacing)
 
     @staticmethod
@@ -80,13 +80,13 @@ class Schedule(ABC):
         train_steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012, *, spacing: Spacing = "leading"
     ) -> TrainedSchedule:
         """Build the schedule of latent diffusion (Rombach et al., 2022): the square root of beta is linear."""
-        betas = torch.linspace(beta_start**0.5, beta_end**0.5, train_steps, dtype=torch.float64) ** 2
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, train_steps, dtype=torch.float64, device="cpu") ** 2
         return TrainedSchedule(torch.cumprod(1 - betas, 0), spacing)
 
     @staticmethod
     def cosine(train_steps: int = 1000, *, max_beta: float = 0.999, spacing: Spacing = "leading") -> TrainedSchedule:
         """Build the squared-cosine schedule (Nichol and Dhariwal, 2021), betas capped at `max_beta`."""
-        u = torch.linspace(0, 1, train_steps + 1, dtype=torch.float64)
+        u = torch.linspace(0, 1, train_steps + 1, dtype=torch.float64, device="cpu")
         bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = (1 - bar[1:] / bar[:-1]).clamp_max(max_beta)
         return TrainedSchedule(torch.cumprod(1 - betas, 0), spacing)
@@ -141,7 +141,7 @@ class TrainedSchedule(Schedule):
         if isinstance(grid, int) and self.spacing == "karras":
             return self._karras_levels(_check_steps(grid, len(self.alphas_cumprod)))
         t = self._timesteps(grid) if isinstance(grid, int) else self._check_timesteps(grid)
-        last = torch.ones(1, dtype=torch.float64) if self.final == "data" else self.alphas_cumprod[:1]
+        last = torch.ones(1, dtype=torch.float64, device="cpu") if self.final == "data" else self.alphas_cumprod[:1]
         bar = torch.cat([self.alphas_cumprod[t], last])
         return Levels(t.double(), bar.sqrt(), (1 - bar).sqrt())
 
@@ -149,11 +149,11 @@ class TrainedSchedule(Schedule):
         train = len(self.alphas_cumprod)
         _check_steps(steps, train)
         if self.spacing == "leading":
-            t = torch.arange(steps).flip(0) * (train // steps) + self.steps_offset
+            t = torch.arange(steps, device="cpu").flip(0) * (train // steps) + self.steps_offset
         elif self.spacing == "trailing":
-            t = (train - torch.arange(steps, dtype=torch.float64) * (train / steps)).round().long() - 1
+            t = (train - torch.arange(steps, dtype=torch.float64, device="cpu") * (train / steps)).round().long() - 1
         else:
-            t = torch.linspace(0, train - 1, steps, dtype=torch.float64).round().long().flip(0)
+            t = torch.linspace(0, train - 1, steps, dtype=torch.float64, device="cpu").round().long().flip(0)
         return self._check_timesteps(t)
 
     def _check_timesteps(self, t: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class TrainedSchedule(Schedule):
         above = torch.searchsorted(log_sigma, visited.log()).clamp(1, len(sigma) - 1)
         share = (visited.log() - log_sigma[above - 1]) / (log_sigma[above] - log_sigma[above - 1])
         t = (above - 1 + share.clamp(0, 1)).round()  # the network knows whole training steps only
-        last = torch.zeros(1, dtype=torch.float64) if self.final == "data" else sigma[:1]
+        last = torch.zeros(1, dtype=torch.float64, device="cpu") if self.final == "data" else sigma[:1]
         scaled = torch.cat([visited, last])
         alpha = 1 / (1 + scaled**2).sqrt()
         return Levels(t, alpha, scaled * alpha)
@@ -200,9 +200,10 @@ class SigmaSchedule(Schedule):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        if not 0 <= self.sigma_min < self.sigma_max < math.inf or self.shape <= 0 or self.time_scale <= 0:
+        least = self.sigma_min > 0 if self.kind == "karras" else self.sigma_min >= 0
+        if not least or not self.sigma_min < self.sigma_max < math.inf or self.shape <= 0 or self.time_scale <= 0:
             msg = (
-                "a schedule must have 0 <= sigma_min < sigma_max and positive rho, shift and time_scale; "
+                "a schedule must have 0 < sigma_min < sigma_max (0 is added) and positive rho, shift and time_scale; "
                 f"given {self.sigma_min:g}, {self.sigma_max:g}, {self.shape:g}, {self.time_scale:g}"
             )
             raise InvalidProblemError(msg)
@@ -210,14 +211,14 @@ class SigmaSchedule(Schedule):
     def levels(self, grid: int | Tensor) -> Levels:
         """List the levels at a number of steps, or at given decreasing values of sigma; the final sigma is 0."""
         sigma = self._sigmas(_check_steps(grid, None)) if isinstance(grid, int) else self._check_sigmas(grid)
-        full = torch.cat([sigma, torch.zeros(1, dtype=torch.float64)])
+        full = torch.cat([sigma, torch.zeros(1, dtype=torch.float64, device="cpu")])
         flow = self.kind == "flow"
         return Levels(sigma * self.time_scale, 1 - full if flow else torch.ones_like(full), full, straight=flow)
 
     def _sigmas(self, steps: int) -> Tensor:
         if self.kind == "karras":
             return karras_sigmas(steps, self.sigma_min, self.sigma_max, self.shape)
-        sigma = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]
+        sigma = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu")[:-1]
         return self.shape * sigma / (1 + (self.shape - 1) * sigma)
 
     def _check_sigmas(self, sigma: Tensor) -> Tensor:
@@ -237,7 +238,7 @@ class SigmaSchedule(Schedule):
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
     """Space noise levels by Karras et al. (2022), eq. 5, from `sigma_max` down to `sigma_min`; shape (steps,)."""
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64, device="cpu")
     return (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
 
 

@@ -191,7 +191,7 @@ def _noise(bm: Any, y0: Tensor, channels: int, grid: Tensor, *, rows: bool) -> N
     """Make the realization: a path of torchsde, a `Noise`, or one from torch's generator."""
     batch, times = len(y0), fetch(grid)
     if bm is None:
-        bm = Noise.from_seed(int(torch.randint(2**62, ())))
+        bm = Noise.from_seed(int(torch.randint(2**62, (), device="cpu")))
     if isinstance(bm, Noise):
         noise = bm.on(times)
         noise.check(batch, len(grid) - 1, (channels,))

@@ -79,7 +79,9 @@ def follow(
     a, b, c = plan.a.tolist(), plan.b.tolist(), plan.c.tolist()
     inputs = [[1.0]] * plan.nodes if plan.inputs is None else plan.inputs.tolist()
     states, values = deque([x0.to(prepared.wide, copy=True)], plan.order), deque[Tensor]([], plan.order)
-    finite, everyone = [], torch.arange(batch)
+    finite, everyone = [], torch.arange(batch, device="cpu")
+    sound = torch.ones(batch, *[1] * (x0.ndim - 1), dtype=torch.bool, device=x0.device)
+    converged = states[0]  # the last states before anything was not finite
     for node in range(plan.nodes):
         rows = Rows(
             tables.times[node].repeat(batch),  # a copy: models may work on their time in place
@@ -100,7 +102,9 @@ def follow(
             after = after + c[node] * noise
         states.append(after)
         finite.append(torch.isfinite(torch.stack([value, after]).to(x0.dtype).flatten(2)).all(2))
-        trajectory.store(samples, [node] * batch, [1] * batch, after.reshape(batch, 1, -1))
+        sound = sound & finite[-1].all(0).view_as(sound)
+        converged = torch.where(sound, after, converged)
+        trajectory.store(samples, [node] * batch, [1] * batch, converged.reshape(batch, 1, -1))
         bar.show(lambda node=node: prepared.steps_at[node + 1] * batch)  # type: ignore[misc]
     bad = ~torch.stack(finite).cpu()  # (nodes, value or state, batch): one wait for the device, at the end
     reached = (~bad.any(1)).cumprod(0).sum(0).tolist()

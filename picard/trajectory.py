@@ -70,7 +70,7 @@ class Trajectory:
             for node in self._accepted(begin[i], stride[i])
         ]
         if found:
-            slots, chosen, rows, nodes = send(torch.tensor(found), states).unbind(1)
+            slots, chosen, rows, nodes = send(torch.tensor(found, device="cpu"), states).unbind(1)
             self.states[slots, chosen] = states[rows, nodes].to(self.states.dtype).unflatten(1, self.states.shape[2:])
 
     def _accepted(self, begin: int, stride: int) -> list[int]:

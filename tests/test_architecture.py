@@ -20,6 +20,10 @@ ALWAYS_THERE = sys.stdlib_module_names | {"torch", "numpy", "picard"}
 # The one exception: shape annotations, which fall back to plain names where jaxtyping is not installed.
 GUARDED = {"shapes.py": {"jaxtyping"}}
 LONGEST_FILE = 250
+# What makes tensors on PyTorch's default device, a GPU for some, unless it is told where.
+MAKERS = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros"}
+# Where plans are made the default is the CPU, see `on_host`.
+PLANNERS = {ROOT / "picard/odeint.py", ROOT / "adapters/trace.py", ROOT / "adapters/probe.py"}
 
 each_core_file = pytest.mark.parametrize("file", CORE, ids=lambda file: file.name)
 each_inner_file = pytest.mark.parametrize("file", CORE + KIT, ids=lambda file: f"{file.parent.name}/{file.name}")
@@ -111,3 +115,12 @@ def test_optional_libraries_wait_until_they_are_used(file: Path) -> None:
 @each_file
 def test_files_stay_small(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+
+
+@each_file
+def test_tensors_say_where_they_are_made(file: Path) -> None:
+    if file in PLANNERS or file.parent.name == "integrators":
+        return
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).removeprefix("torch.") in MAKERS:
+            assert "device" in {keyword.arg for keyword in node.keywords}, f"line {node.lineno}"

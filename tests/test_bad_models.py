@@ -71,12 +71,14 @@ CASES: dict[str, Refusal] = {
     "final": (trained([0.9, 0.5], final="last"), InvalidProblemError, ["unknown final 'last'", "first"]),
     "beta above one": (lambda: Schedule.linear(beta_end=1.5), InvalidProblemError, ["(0, 1]"]),
     "sigma range": (lambda: Schedule.karras(2.0, 1.0), InvalidProblemError, ["sigma_min < sigma_max", "2, 1"]),
+    "no sigma": (lambda: Schedule.karras(0.0), InvalidProblemError, ["0 < sigma_min", "given 0,"]),
     "rho": (lambda: Schedule.karras(rho=0.0), InvalidProblemError, ["positive rho"]),
     "shift": (lambda: Schedule.flow(shift=-1.0), InvalidProblemError, ["positive", "-1"]),
     # networks
     "prediction": (denoiser(prediction="epsilom"), InvalidProblemError, ["did you mean 'epsilon'", "v_prediction"]),
     "model": (denoiser(model=3), InvalidProblemError, ["model(x, t, **cond)", "3 (int)"]),
     "schedule": (denoiser(schedule="linear"), InvalidProblemError, ["picard.Schedule", "Schedule.linear()"]),
+    "percent": (lambda: picard.DynamicThreshold(99.5), InvalidProblemError, ["between 0 and 1", "given 99.5"]),
     "clip": (denoiser(clip=-1.0), InvalidProblemError, ["clip must be positive", "-1.0"]),
     "misspelt option": (denoiser(predictions="sample"), TypeError, ["predictions"]),
     "no denoiser": (lambda: Diffusion(3, start(2, 3)), InvalidProblemError, ["Denoiser(model, schedule)"]),  # type: ignore[arg-type]

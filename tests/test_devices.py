@@ -17,16 +17,20 @@ from tests.pretend import DEVICE, Device, OnDevice
 
 HOST = torch.device("cpu")
 GRID = torch.linspace(0, 1, 17)
+START = torch.tensor([[0.5, -1.0, 0.3], [1.5, 0.2, -0.7]])
+SHIFT = torch.tensor([0.3, 0.5])
+BETWEEN = torch.tensor([0.33, 0.5])
+STRONG = torch.linspace(-1, 1, 144).view(24, 2, 3).cos()
 NOISE = picard.Noise.from_seed(0)
 WEIGHT = torch.tensor([[0.3, -0.5, 0.2], [0.4, 0.1, -0.3], [-0.2, 0.6, 0.1]])
 
 
 def start(place: torch.device) -> Tensor:
-    return torch.tensor([[0.5, -1.0, 0.3], [1.5, 0.2, -0.7]]).to(place)
+    return START.to(place)
 
 
 def shift(place: torch.device) -> Tensor:
-    return torch.tensor([0.3, 0.5]).to(place)
+    return SHIFT.to(place)
 
 
 def drift(t: Tensor, x: Tensor, **cond: Tensor) -> Tensor:
@@ -87,7 +91,7 @@ def gradient(place: torch.device) -> tuple[Tensor, ...]:
 
 def between(place: torch.device) -> Tensor:
     return ode(place, save="all").interpolate(
-        torch.tensor([0.33, 0.5]).to(place), picard.ODE(drift, start(place), cond={"shift": shift(place)})
+        BETWEEN.to(place), picard.ODE(drift, start(place), cond={"shift": shift(place)})
     )
 
 
@@ -127,9 +131,7 @@ SOLVES: dict[str, Callable[[torch.device], Any]] = {
     "certified": lambda place: sample(place, certify=True),
     "budget": lambda place: sample(place, tolerance=TotalVariation(0.1)),
     "rounds": lambda place: sample(place, tolerance=FixedRounds(2)),
-    "noise given": lambda place: sample(
-        place, noise=picard.Noise.from_tensor(torch.linspace(-1, 1, 144).view(24, 2, 3).cos().to(place))
-    ),
+    "noise given": lambda place: sample(place, noise=picard.Noise.from_tensor(STRONG.to(place))),
     "waiting rarely": lambda place: sample(place, sync_every=3),
     "guided": guided,
     "levels": levels,
@@ -148,6 +150,15 @@ def test_a_solve_on_a_device_is_the_one_on_the_host(name: str) -> None:
     for one, other in zip(found, expected, strict=True):
         assert isinstance(one, OnDevice)
         assert torch.equal(one.values_, other)
+
+
+@pytest.mark.parametrize("name", SOLVES)
+def test_the_default_device_does_not_matter(name: str) -> None:
+    expected = tensors(SOLVES[name](HOST))
+    with torch.device("meta"):  # where nothing can be computed
+        found = tensors(SOLVES[name](HOST))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_window_is_chosen_on_a_device() -> None:

@@ -153,6 +153,18 @@ def test_planning_ahead_takes_fewer_rounds_and_starts_from_a_plan_ahead_itself()
     assert policy.picard.stats.rounds < cold
 
 
+def test_planning_ahead_inside_planning_ahead_goes_on_after_it() -> None:
+    policy, state = prepared(window=WINDOW), torch.get_rng_state()
+    condition = torch.randn(1, double.SEEN * double.STATES)
+    with torch.no_grad(), policy.picard.ahead():
+        with policy.picard.ahead():
+            policy.diffusion.conditional_sample(1, condition)
+        drawn = torch.get_rng_state()
+        policy.diffusion.conditional_sample(1, condition)
+        assert torch.equal(torch.get_rng_state(), drawn)  # still not executed
+    torch.set_rng_state(state)
+
+
 def test_a_prepared_plan_is_held_to_a_share_of_its_rule_unless_rounds_are_fixed() -> None:
     fixed = (FixedRounds(2), 1.0, 1.0, 0.0)
     for tolerance, first, later, leeway in ((0.2, 0.2, 0.6, 0.05), fixed):

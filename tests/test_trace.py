@@ -111,6 +111,21 @@ def test_tracing_and_integrator_agree(
     torch.testing.assert_close(traced.c, ours.c, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("name", "config", "order"), orders())
+def test_the_default_device_does_not_matter(name: str, config: dict[str, Any], order: int) -> None:
+    scheduler, start = getattr(library, name)(**config), torch.ones(1, 2, 4, 4)
+
+    def found() -> tuple[Tensor, Tensor]:
+        plan = adapter.trace(scheduler, STEPS)
+        generator = torch.Generator().manual_seed(0)
+        return plan.b, adapter.sample(network, scheduler, start, num_inference_steps=STEPS, generator=generator).final
+
+    expected = found()
+    with torch.device("meta"):  # where nothing can be computed
+        for one, other in zip(found(), expected, strict=True):
+            assert torch.equal(one, other)
+
+
 def test_a_traced_plan_runs_in_the_core() -> None:
     scheduler = library.DDIMScheduler(clip_sample=False)
     plan = adapter.trace(scheduler, STEPS)

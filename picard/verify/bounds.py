@@ -23,11 +23,10 @@ def elementary_symmetric(values: Float[Tensor, " n"], degree: int) -> Float[Tens
     Returns:
         One number a prefix, the empty one first, shape (n + 1,), float64.
     """
-    current = torch.ones(len(values) + 1, dtype=torch.float64)
-    for _ in range(
-        degree
-    ):  # e_k of the first n is the sum over the largest index m of values[m] e_(k-1) of those before
-        current = torch.cat([torch.zeros(1, dtype=torch.float64), (values.double() * current[:-1]).cumsum(0)])
+    current = torch.ones(len(values) + 1, dtype=torch.float64, device="cpu")
+    # e_k of the first n is the sum over the largest index m of values[m] e_(k-1) of those before
+    for _ in range(degree):
+        current = torch.cat([current.new_zeros(1), (values.double() * current[:-1]).cumsum(0)])
     return current
 
 
@@ -57,8 +56,8 @@ def picard_bound(gains: Float[Tensor, " steps"], rounds: int) -> Float[Tensor, "
         msg = f"gains and rounds must not be negative; given {rounds} rounds: write (lipschitz * grid.diff()).abs()"
         raise InvalidProblemError(msg)
     if rounds == 0:
-        return torch.cat([torch.zeros(1), torch.ones(len(gains))]).double()
-    return torch.cat([torch.zeros(1, dtype=torch.float64), elementary_symmetric(gains[1:], rounds)])
+        return torch.cat([torch.zeros(1, device="cpu"), torch.ones(len(gains), device="cpu")]).double()
+    return torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), elementary_symmetric(gains[1:], rounds)])
 
 
 def factorial_bound(lipschitz: float, length: float, rounds: int) -> float:
@@ -91,9 +90,9 @@ def rounds_needed(gains: Float[Tensor, " steps"], factor: float) -> int:
     if len(gains) == 0 or not bool((gains >= 0).all()) or not factor >= 0:
         msg = f"gains and factor must be given and not negative; given {describe(gains)} and {factor}"
         raise InvalidProblemError(msg)
-    current, rounds = torch.ones(len(gains), dtype=torch.float64), 0
+    current, rounds = torch.ones(len(gains), dtype=torch.float64, device="cpu"), 0
     while float(current.max()) > factor:
-        current = torch.cat([torch.zeros(1, dtype=torch.float64), (gains[1:].double() * current[:-1]).cumsum(0)])
+        current = torch.cat([current.new_zeros(1), (gains[1:].double() * current[:-1]).cumsum(0)])
         rounds += 1
     return rounds
 
@@ -132,4 +131,4 @@ class History:
             for before, after in itertools.pairwise(series)
             if 0 < before < math.inf and after < math.inf
         ]
-        return float(torch.tensor(ratios, dtype=torch.float64).quantile(quantile)) if ratios else math.nan
+        return float(torch.tensor(ratios, dtype=torch.float64, device="cpu").quantile(quantile)) if ratios else math.nan

@@ -48,7 +48,7 @@ def adapted(trial: Trial) -> str:
     options: dict[str, Any] = {"certify": True} if trial.takes("certify") else {}
     before = whole(trial.run(one.with_noise(noise), **options))
     worst = 0.0
-    steps = range(len(noise)) if len(noise) <= 4 else torch.linspace(0, len(noise) - 1, 5).long().tolist()
+    steps = range(len(noise)) if len(noise) <= 4 else torch.linspace(0, len(noise) - 1, 5, device="cpu").long().tolist()
     for step in steps:
         for own in (torch.zeros_like(noise[step]), 1 - noise[step]):
             changed = noise.clone()

@@ -31,7 +31,7 @@ def gaussian_tv(mean_1: float | Tensor, std_1: float, mean_2: float | Tensor, st
     Raises:
         InvalidProblemError: if a standard deviation is negative or the means differ in shape.
     """
-    first, second = (torch.as_tensor(mean, dtype=torch.float64).reshape(-1) for mean in (mean_1, mean_2))
+    first, second = (torch.as_tensor(mean, dtype=torch.float64, device="cpu").reshape(-1) for mean in (mean_1, mean_2))
     if first.shape != second.shape or std_1 < 0 or std_2 < 0:
         msg = (
             "means must have one shape and standard deviations must not be negative; given "
@@ -41,11 +41,13 @@ def gaussian_tv(mean_1: float | Tensor, std_1: float, mean_2: float | Tensor, st
     shift = float((first - second).norm())
     if std_1 == 0 or std_2 == 0:
         return 0.0 if std_1 == std_2 and shift == 0 else 1.0
-    one = torch.ones(1, dtype=torch.float64)
+    one = torch.ones(1, dtype=torch.float64, device="cpu")
     if len(first) == 1:
         return float(_excess(one, std_1, one, shift, std_2)[0])
     others = len(first) - 1
-    near = torch.linspace(max(0.0, math.sqrt(others) - 12), math.sqrt(others) + 12, _NODES, dtype=torch.float64)
+    near = torch.linspace(
+        max(0.0, math.sqrt(others) - 12), math.sqrt(others) + 12, _NODES, dtype=torch.float64, device="cpu"
+    )
     radius = torch.cat([std_1 * near, std_2 * near]).sort().values  # each law on its own scale
     weight_1, weight_2 = (_chi(radius, others, std) for std in (std_1, std_2))
     return float(torch.trapezoid(_excess(weight_1, std_1, weight_2, shift, std_2), radius))

@@ -25,11 +25,11 @@ class LipschitzODE(ODE):
 
 
 def _orthogonal(dims: int, generator: torch.Generator) -> Tensor:
-    return torch.linalg.qr(torch.randn(dims, dims, generator=generator, dtype=torch.float64)).Q
+    return torch.linalg.qr(torch.randn(dims, dims, generator=generator, dtype=torch.float64, device="cpu")).Q
 
 
 def _start(batch: int, shape: Sequence[int], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    return torch.randn(batch, *shape, generator=generator, dtype=torch.float64).to(dtype)
+    return torch.randn(batch, *shape, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
 
 
 def tanh_ode(
@@ -50,9 +50,9 @@ def tanh_ode(
         dtype: dtype of the state.
     """
     generator = torch.Generator().manual_seed(seed)
-    dims = int(torch.tensor(shape).prod())
+    dims = int(torch.tensor(shape, device="cpu").prod())
     inner, outer = _orthogonal(dims, generator).to(dtype), (lipschitz * _orthogonal(dims, generator)).to(dtype)
-    bias = torch.randn(dims, generator=generator, dtype=torch.float64).to(dtype)
+    bias = torch.randn(dims, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
 
     def drift(t: Tensor, x: Tensor) -> Tensor:
         hidden = x.flatten(1) @ inner + torch.cos(t).to(x.dtype)[:, None] * bias
@@ -74,9 +74,9 @@ def linear_system(
         dtype: dtype of the state.
     """
     generator = torch.Generator().manual_seed(seed)
-    matrix = torch.randn(dims, dims, generator=generator, dtype=torch.float64)
+    matrix = torch.randn(dims, dims, generator=generator, dtype=torch.float64, device="cpu")
     matrix = (lipschitz * matrix / torch.linalg.matrix_norm(matrix, 2)).to(dtype)
-    bias = torch.randn(dims, generator=generator, dtype=torch.float64).to(dtype)
+    bias = torch.randn(dims, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
 
     def drift(t: Tensor, x: Tensor) -> Tensor:
         return x @ matrix + torch.cos(t).to(x.dtype)[:, None] * bias
@@ -94,7 +94,7 @@ def runaway_ode(seed: int, *, batch: int = 2, dims: int = 2, rate: float = 1.0) 
         rate: the rate; explicit Euler with steps h stays bounded for rate h < 2.
     """
     generator = torch.Generator().manual_seed(seed)
-    start = 0.5 + 0.5 * torch.rand(batch, dims, generator=generator, dtype=torch.float64)
+    start = 0.5 + 0.5 * torch.rand(batch, dims, generator=generator, dtype=torch.float64, device="cpu")
     return ODE(lambda _, x: -rate * x**3, start)
 
 
@@ -120,7 +120,8 @@ def tanh_sde(
     ode = tanh_ode(seed, batch=batch, shape=(dims,), lipschitz=lipschitz, dtype=dtype)
     generator = torch.Generator().manual_seed(seed + 1)
     channels = {"diagonal": 0, "scalar": 1, "additive": 2, "general": 2}[noise_type]
-    matrix = (0.3 * torch.randn(dims, max(channels, 1), generator=generator, dtype=torch.float64)).to(dtype)
+    matrix = torch.randn(dims, max(channels, 1), generator=generator, dtype=torch.float64, device="cpu")
+    matrix = (0.3 * matrix).to(dtype)
 
     def diffusion(_: Tensor, x: Tensor) -> Tensor:
         if noise_type == "additive":

@@ -44,9 +44,9 @@ class Mixture:
     def random(seed: int, *, components: int = 3, dims: int = 2) -> Mixture:
         """Draw a mixture: means of size one, standard deviations between 0.1 and 0.6."""
         generator = torch.Generator().manual_seed(seed)
-        means = torch.randn(components, dims, generator=generator, dtype=torch.float64)
-        stds = 0.1 + 0.5 * torch.rand(components, dims, generator=generator, dtype=torch.float64)
-        weights = 0.2 + torch.rand(components, generator=generator, dtype=torch.float64)
+        means = torch.randn(components, dims, generator=generator, dtype=torch.float64, device="cpu")
+        stds = 0.1 + 0.5 * torch.rand(components, dims, generator=generator, dtype=torch.float64, device="cpu")
+        weights = 0.2 + torch.rand(components, generator=generator, dtype=torch.float64, device="cpu")
         return Mixture(means, stds, weights / weights.sum())
 
     def data(
@@ -64,7 +64,7 @@ class Mixture:
     def sample(self, count: int, generator: torch.Generator) -> Float[Tensor, "count dims"]:
         """Draw clean data."""
         chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
+        noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64, device="cpu")
         return self.means[chosen] + self.stds[chosen] * noise
 
     def denoiser(self, schedule: Schedule, prediction: Prediction = "sample") -> Denoiser:
@@ -133,7 +133,7 @@ def mixture_diffusion(
         dtype: dtype of the state.
     """
     generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(batch, mixture.means.shape[1], generator=generator, dtype=torch.float64)
+    start = torch.randn(batch, mixture.means.shape[1], generator=generator, dtype=torch.float64, device="cpu")
     if isinstance(schedule, SigmaSchedule):
         start = start * schedule.sigma_max
     return Diffusion(mixture.denoiser(schedule, prediction), start.to(dtype), noise=Noise.from_seed(seed))

@@ -27,7 +27,12 @@ def defects(prepared: Prepared, states: Float[Tensor, "points batch *state"]) ->
     values, norms = [], []
     for node in range(plan.nodes):
         scales = None if tables.scales is None else tables.scales[node].expand(batch, 2)
-        rows = Rows(tables.times[node].expand(batch), states[node], conditioning.of(None, torch.arange(batch)), scales)
+        rows = Rows(
+            tables.times[node].expand(batch),
+            states[node],
+            conditioning.of(None, torch.arange(batch, device="cpu")),
+            scales,
+        )
         values.append(evaluate(prepared.problem, rows, None)[0].to(prepared.wide))
         after = torch.zeros_like(z[0])
         for p in range(min(plan.order, node + 1)):

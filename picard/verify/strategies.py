@@ -86,7 +86,7 @@ def time_grids(
     ways = {"increasing": [1.0], "decreasing": [-1.0], "any": [1.0, -1.0]}[direction]
 
     def build(parts: Sequence[int], start: int, span: float, way: float) -> Tensor:
-        shares = torch.tensor([0, *parts], dtype=torch.float64).cumsum(0)
+        shares = torch.tensor([0, *parts], dtype=torch.float64, device="cpu").cumsum(0)
         return (start + way * span * shares / shares[-1]).to(dtype)
 
     return st.builds(

@@ -59,12 +59,12 @@ def histogram_test(
     if bins**dims > 10**6:
         msg = f"{bins} bins in {dims} dimensions are too many cells: use classifier_test in high dimension"
         raise InvalidProblemError(msg)
-    levels = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1]
+    levels = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device="cpu")[1:-1]
     edges = torch.cat([x_fit, y_fit]).quantile(levels, dim=0).T.contiguous()
 
     def cells(points: Tensor) -> Tensor:
         index = torch.searchsorted(edges, points.T.contiguous())
-        return sum((index[d] * bins**d for d in range(dims)), start=torch.zeros(len(points), dtype=torch.int64))
+        return sum((index[d] * bins**d for d in range(dims)), start=points.new_zeros(len(points), dtype=torch.int64))
 
     mass_x, mass_y = (cells(points).bincount(minlength=bins**dims) / len(points) for points in (x_fit, y_fit))
     ahead = mass_x > mass_y
@@ -94,10 +94,10 @@ def classifier_test(x: Float[Tensor, "n dims"], y: Float[Tensor, "m dims"], *, s
         z = (points - center) / scale
         return torch.cat([z, z**2 - 1, torch.ones_like(z[:, :1])], 1)
 
-    labels = torch.cat([torch.ones(len(x_fit)), torch.zeros(len(y_fit))]).double()
+    labels = torch.cat([torch.ones(len(x_fit), device="cpu"), torch.zeros(len(y_fit), device="cpu")]).double()
     weights = _logistic(features(pooled), labels)
     count = min(len(x_test), len(y_test))
-    coins = torch.randint(2, (count,), generator=torch.Generator().manual_seed(seed + 1)).bool()
+    coins = torch.randint(2, (count,), generator=torch.Generator().manual_seed(seed + 1), device="cpu").bool()
     points = torch.where(coins[:, None], x_test[:count], y_test[:count])
     right = int((((features(points) @ weights) > 0) == coins).sum())
     accuracy = right / count
@@ -123,11 +123,11 @@ def energy_test(
         seed: seed of the choice and of the relabellings.
     """
     generator = torch.Generator().manual_seed(seed)
-    x, y = (points[torch.randperm(len(points), generator=generator)[:most]] for points in _checked(x, y))
+    x, y = (points[torch.randperm(len(points), generator=generator, device="cpu")[:most]] for points in _checked(x, y))
     pooled = torch.cat([x, y])
     distances = torch.cdist(pooled, pooled)
-    sign = torch.cat([torch.full((len(x),), 1 / len(x)), torch.full((len(y),), -1 / len(y))]).double()
-    orders = [torch.randperm(len(sign), generator=generator) for _ in range(permutations)]
+    sign = torch.cat([x.new_full((len(x),), 1 / len(x)), x.new_full((len(y),), -1 / len(y))]).double()
+    orders = [torch.randperm(len(sign), generator=generator, device="cpu") for _ in range(permutations)]
     signs = torch.stack([sign, *(sign[order] for order in orders)])
     statistics = -((signs @ distances) * signs).sum(1)
     larger = int((statistics[1:] >= statistics[0]).sum())
@@ -152,7 +152,7 @@ def _halves(x: Tensor, y: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
 
     def halve(points: Tensor) -> tuple[Tensor, Tensor]:
-        order = torch.randperm(len(points), generator=generator)
+        order = torch.randperm(len(points), generator=generator, device="cpu")
         half = len(points) // 2
         return points[order[:half]], points[order[half:]]
 
@@ -169,7 +169,7 @@ def _masses(in_x: Bool[Tensor, " n"], in_y: Bool[Tensor, " m"]) -> TwoSample:
 def _logistic(features: Float[Tensor, "n k"], labels: Float[Tensor, " n"]) -> Float[Tensor, " k"]:
     """Fit a logistic regression by a few damped Newton steps, with a small ridge."""
     weights = features.new_zeros(features.shape[1])
-    ridge = 1e-2 * torch.eye(len(weights), dtype=features.dtype) * math.sqrt(len(labels))
+    ridge = 1e-2 * torch.eye(len(weights), dtype=features.dtype, device="cpu") * math.sqrt(len(labels))
     for _ in range(8):
         probability = torch.sigmoid(features @ weights)
         slope = features.T @ (labels - probability) - ridge @ weights
@@ -181,7 +181,7 @@ def _logistic(features: Float[Tensor, "n k"], labels: Float[Tensor, " n"]) -> Fl
 
 def _binomial_tail(right: int, count: int) -> float:
     """Probability of at least `right` heads in `count` fair coins."""
-    k = torch.arange(right, count + 1, dtype=torch.float64)
-    size = torch.tensor(float(count), dtype=torch.float64)
+    k = torch.arange(right, count + 1, dtype=torch.float64, device="cpu")
+    size = torch.tensor(float(count), dtype=torch.float64, device="cpu")
     log = torch.lgamma(size + 1) - torch.lgamma(k + 1) - torch.lgamma(size - k + 1) - size * math.log(2)
     return min(1.0, float(torch.logsumexp(log, 0).exp()))
