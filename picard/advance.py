@@ -139,7 +139,7 @@ def advance(
         full: whether all windows are as wide as the widest.
         aside: what only some solves do, with a state of its own.
     """
-    history = state.history
+    history = state.history()
     slope, known = _slopes(rules, at, state, found, aside)
     if aside is not None:
         found = aside.fill(found, slope)
@@ -195,7 +195,7 @@ def _slopes(
     path = aside is not None and aside.path
     if rules.linearization.measures or path:
         z = found.argument
-        moved, answered = z - state.argument, found.values[:, state.history :] - state.values
+        moved, answered = z - state.argument, found.values[:, state.history() :] - state.values
         distance, size = torch.linalg.vector_norm(moved, dim=2), torch.linalg.vector_norm(z, dim=2)
         square = distance * distance
         ratio = (moved * answered).sum(2) / square  # autocast would round a product of vectors

@@ -28,7 +28,7 @@ def send(values: Tensor | NDArray[Any] | Sequence[int], like: Tensor) -> Tensor:
 
 def on_host() -> AbstractContextManager[Any]:
     """Make tensors on the CPU where code that is not this package's does not say where, whatever the default device."""
-    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    return nullcontext() if torch.empty(0).device.type == "cpu" else torch.device("cpu")
 
 
 def fetch(values: Tensor) -> Tensor:

@@ -43,7 +43,8 @@ class Functions:
 
 def _advance(rules: Rules, at: Coefficients, state: State, found: Evaluated) -> Advance:
     """Advance windows of which all nodes were evaluated; one code for full windows and others."""
-    return advance(rules, at, state, found._replace(asked=state.inside()), full=False)
+    asked = Evaluated(found.argument, found.values, found.noise, state.inside(), found.diffusion, found.kick)
+    return advance(rules, at, state, asked, full=False)
 
 
 def functions_of(

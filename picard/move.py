@@ -37,12 +37,12 @@ def open_windows(setup: Setup, x: Float[Tensor, "batch dims"], ring: Ring | None
     if max(width) == 1:
         return window
     state = window.state
-    known, first = state.z[:, : state.history + 1], state.begin[:, None]
+    known, first = state.z[:, : state.history() + 1], state.begin[:, None]
     entering = Entering(
-        state.nodes,
-        state.history,
+        state.nodes(),
+        state.history(),
         first,
-        first + state.history,
+        first + state.history(),
         known,
         Linearized(torch.cat([state.past, state.values], 1), state.slope, None),
         None if ring is None or setup.problem.noise_in_field else ring.at,  # there is no diffusion yet to scale it

@@ -163,7 +163,7 @@ class Run:
 
     def _repeat(self, i: int) -> None:
         window = self.window
-        self.trajectory.repeat(window.samples[i], window.begin[i], window.state.z[i, window.state.history])
+        self.trajectory.repeat(window.samples[i], window.begin[i], window.state.z[i, window.state.history()])
 
     def _end(self, status: Status) -> None:
         for i, sample in enumerate(self.window.samples):

@@ -43,7 +43,7 @@ def slide(
         noise: see `Entering`.
         places: see `Entering`.
     """
-    history, usable = state.history, step.usable[:, None]
+    history, usable = state.history(), step.usable[:, None]
     states = torch.nan_to_num(step.states, posinf=0.0, neginf=0.0) if unsound else step.states
     known = torch.cat([state.z[:, : history + 1], states], 1)
     slots = torch.arange(history + nodes + 1, device=stride.device) + stride[:, None]
@@ -53,10 +53,10 @@ def slide(
         end = state.begin[:, None] + usable
         entering = Entering(count, history, end, slot, known, step.field, noise, found.diffusion, found.kick, places)
         known = torch.cat([known, guess(entering)], 1)
-        source = slots + (slots > slot) * (state.nodes - usable)
+        source = slots + (slots > slot) * (state.nodes() - usable)
     past = step.field.at(slots[:, :history]) if history else state.past
     slots = slots[:, :nodes]
-    before, seen = slots.clamp_max(state.nodes - 1), slots < usable
+    before, seen = slots.clamp_max(state.nodes() - 1), slots < usable
     return State(
         begin=state.begin + stride,
         width=width,

@@ -133,15 +133,15 @@ def whole_round(
         found,
         step,
         step.stride,
-        torch.minimum(limit, total - state.begin - step.stride).clamp(0, state.nodes),
+        torch.minimum(limit, total - state.begin - step.stride).clamp(0, state.nodes()),
         Hold(tables, form.shape) if form.holds else Copy(),
-        nodes=state.nodes,
-        count=state.nodes,
+        nodes=state.nodes(),
+        count=state.nodes(),
         unsound=True,
         noise=noise,
         places=_NOWHERE,
     )
-    sound = torch.isfinite(found.values[:, state.history]).all(1)
+    sound = torch.isfinite(found.values[:, state.history()]).all(1)
     after = Whole(step.states, step.change, sound, step.read(), following)
     return after, asks_of(form, given, following, limit)
 
@@ -168,4 +168,4 @@ def _found(
 def arguments(tables: Tables, state: State, index: Int[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes dims"]:
     """Return what the field is evaluated at in every slot."""
     inputs = None if tables.inputs is None else tables.inputs[index]
-    return argument(inputs, state.z[:, : state.history + state.nodes], state.history)
+    return argument(inputs, state.z[:, : state.history() + state.nodes()], state.history())

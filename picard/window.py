@@ -46,23 +46,21 @@ class State(NamedTuple):
     known: Bool[Tensor, "batch nodes"]
     age: Int[Tensor, "batch nodes"]
 
-    @property
-    def nodes(self) -> int:
-        """Slots for nodes to evaluate."""
+    def nodes(self) -> int:  # a method, since compilers before torch 2.9 know no properties of named tuples
+        """Return the number of slots for nodes to evaluate."""
         return self.slope.shape[1]
 
-    @property
     def history(self) -> int:
-        """Accepted nodes before the window."""
+        """Return the number of accepted nodes before the window."""
         return self.past.shape[1]
 
     def ahead(self) -> Int[Tensor, "batch nodes"]:
         """Return the node in every slot, counted on past the plan's last one."""
-        return self.begin[:, None] + torch.arange(self.nodes, device=self.begin.device)
+        return self.begin[:, None] + torch.arange(self.nodes(), device=self.begin.device)
 
     def inside(self, after: int = 0) -> Bool[Tensor, "batch nodes"]:
         """Say whether the node in every slot, or so many slots later, is one its sample's window holds."""
-        return torch.arange(after, self.nodes + after, device=self.width.device) < self.width[:, None]
+        return torch.arange(after, self.nodes() + after, device=self.width.device) < self.width[:, None]
 
 
 class Asks(NamedTuple):
@@ -146,7 +144,7 @@ class Window:
     @property
     def nodes(self) -> int:
         """Slots for nodes, at least as many as a sample evaluates this round."""
-        return self.state.nodes
+        return self.state.nodes()
 
     @property
     def full(self) -> bool:

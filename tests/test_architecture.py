@@ -22,8 +22,13 @@ GUARDED = {"shapes.py": {"jaxtyping"}}
 LONGEST_FILE = 250
 # What makes tensors on PyTorch's default device, a GPU for some, unless it is told where.
 MAKERS = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros"}
-# Where plans are made the default is the CPU, see `on_host`.
-PLANNERS = {ROOT / "picard/odeint.py", ROOT / "adapters/trace.py", ROOT / "adapters/probe.py"}
+# Where plans are made the default is the CPU, see `on_host`, which asks for it.
+PLANNERS = {
+    ROOT / "picard/device.py",
+    ROOT / "picard/odeint.py",
+    ROOT / "adapters/trace.py",
+    ROOT / "adapters/probe.py",
+}
 
 each_core_file = pytest.mark.parametrize("file", CORE, ids=lambda file: file.name)
 each_inner_file = pytest.mark.parametrize("file", CORE + KIT, ids=lambda file: f"{file.parent.name}/{file.name}")
