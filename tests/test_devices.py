@@ -144,6 +144,8 @@ def tensors(found: Any) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("name", SOLVES)
 def test_a_solve_on_a_device_is_the_one_on_the_host(name: str) -> None:
+    if name == "ode, gradient" and not hasattr(torch._C, "_skip_one_hop_torch_function"):
+        pytest.skip("this torch cannot differentiate what pretends to be on a device")
     expected = tensors(SOLVES[name](HOST))
     with Device():
         found = tensors(SOLVES[name](DEVICE))
