@@ -15,7 +15,7 @@ from torch import Tensor
 import picard
 from benchmarks.gaussian import Setting, exact
 from benchmarks.problems import benchmarks
-from picard.certificate import LawCertificate
+from picard.certificate import LawCertificate, PathCertificate
 from picard.grid import Levels, Times
 from picard.integrators import DDPM
 from picard.plan import Plan
@@ -143,6 +143,31 @@ def test_noise_that_no_bound_is_known_for_is_refused() -> None:
 
 def act32(seeds: int = 32) -> picard.Diffusion:
     return benchmarks()["act32"].problem(0, seeds)
+
+
+@pytest.mark.parametrize("method", ["euler", "heun", "rk4", "ddim", "dpmsolver++"])
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-5])
+def test_a_path_certificate_bounds_the_distance_and_knows_the_field(method: str, tolerance: float) -> None:
+    matrix = torch.tensor([[-0.5, 0.9], [-0.9, 0.2]], dtype=F64)  # in every direction it stretches by 0.5 to 1.1
+    least, most = torch.linalg.svdvals(matrix).flip(0).tolist()
+    x0, grid = torch.tensor([[1.0, -0.4], [0.3, 2.0]], dtype=F64), torch.linspace(0, 2, 41, dtype=F64)
+    problem: Any = picard.ODE(lambda t, x: x @ matrix.T, x0)
+    if method in ("ddim", "dpmsolver++"):
+        grid = 40
+        network = picard.Denoiser(lambda x, t: x @ matrix.T / 4, picard.Schedule.cosine(40), prediction="sample")
+        problem, least, most = picard.Diffusion(network, x0), least / 4, most / 4
+    options: dict[str, Any] = {"method": method, "window": 12, "tolerance": picard.RelAbs(tolerance, 0.0)}
+    solution = picard.solve(problem, grid, certify=True, **options)
+    certificate = solution.certificate
+    assert isinstance(certificate, PathCertificate)
+    assert least * 0.999 <= certificate.lipschitz_estimate <= most * 1.001
+    distance = (solution.final - picard.sequential(problem, grid, method=method).final).norm(dim=1)
+    assert bool((certificate.residual > 0).all())
+    for lipschitz in (None, most):
+        assert bool((distance <= certificate.trajectory_bound(lipschitz)).all())
+    again = picard.solve(problem, grid, certify=True, **{**options, "tolerance": picard.RelAbs(0.0, 0.0)}).certificate
+    assert isinstance(again, PathCertificate)
+    assert float(again.residual.max()) < 1e-13
 
 
 def test_the_published_setting_is_certified() -> None:
