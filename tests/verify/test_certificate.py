@@ -150,8 +150,9 @@ def act32(seeds: int = 32) -> picard.Diffusion:
 def test_a_path_certificate_bounds_the_distance_and_knows_the_field(method: str, tolerance: float) -> None:
     matrix = torch.tensor([[-0.5, 0.9], [-0.9, 0.2]], dtype=F64)  # in every direction it stretches by 0.5 to 1.1
     least, most = torch.linalg.svdvals(matrix).flip(0).tolist()
-    x0, grid = torch.tensor([[1.0, -0.4], [0.3, 2.0]], dtype=F64), torch.linspace(0, 2, 41, dtype=F64)
+    x0 = torch.tensor([[1.0, -0.4], [0.3, 2.0]], dtype=F64)
     problem: Any = picard.ODE(lambda t, x: x @ matrix.T, x0)
+    grid: Any = torch.linspace(0, 2, 41, dtype=F64)
     if method in ("ddim", "dpmsolver++"):
         grid = 40
         network = picard.Denoiser(lambda x, t: x @ matrix.T / 4, picard.Schedule.cosine(40), prediction="sample")
