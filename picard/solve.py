@@ -84,7 +84,8 @@ def solve(
             `Expected` field values to go along.
         save: `"last"`, `"all"`, or indices of grid points; memory is proportional to the window plus what is saved.
         certify: whether to measure how far the result can be from the sequential solver's, see `LawCertificate` and
-            `PathCertificate`; accepted states are evaluated once more, together with the next round's.
+            `PathCertificate`; accepted states are evaluated once more, together with the next round's, and those of the
+            last round in a round of their own, beyond `max_rounds`, too.
         sync_every: rounds the device runs before the host reads what they found. More than one keep a GPU busy, which
             otherwise waits for the host once a round; up to so many rounds less one are evaluated past the end, and a
             callback is called as late. Noise and states of as many more windows are held. Needs the guess `"hold"`,

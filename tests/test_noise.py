@@ -133,6 +133,7 @@ def test_coarse_increments_are_sums_of_fine_ones(factor: int, even: bool) -> Non
     for noise in (Noise.from_seed(2), Noise.from_tensor(torch.randn(12, 2, 3, dtype=F64))):
         increments = draw(noise, 2, 12, 3).double() * fine.diff().sqrt()[None, :, None]
         coarse = noise.coarsen(factor) if even else noise.coarsen(factor, fine)
+        coarse.check(2, 12 // factor, (3,))  # a fine grid that just suffices
         grid = fine[::factor]
         found = draw(coarse, 2, 12 // factor, 3).double() * grid.diff().sqrt()[None, :, None]
         expected = increments.unflatten(1, (-1, factor)).sum(2)
