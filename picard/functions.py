@@ -105,7 +105,7 @@ def _compile(function: Callable[..., Any], options: Mapping[str, Any]) -> Callab
     from torch._dynamo import exc
     from torch._inductor import exc as inductor
 
-    # From torch 2.6 and 2.7 on.
+    # Missing before torch 2.6, and in it.
     too_many: Any = getattr(exc, "FailOnRecompileLimitHit", ())
     failed: Any = getattr(inductor, "InductorError", exc.TorchDynamoException)
 

@@ -46,7 +46,7 @@ class State(NamedTuple):
     known: Bool[Tensor, "batch nodes"]
     age: Int[Tensor, "batch nodes"]
 
-    def nodes(self) -> int:  # a method, since compilers before torch 2.9 know no properties of named tuples
+    def nodes(self) -> int:  # a method: the compiler of torch 2.8 knows no properties of named tuples
         """Return the number of slots for nodes to evaluate."""
         return self.slope.shape[1]
 
