@@ -15,6 +15,7 @@ from benchmarks.problems import benchmarks
 from picard.linearize import Identity, Secant
 from picard.prepare import prepare
 from picard.progress import RoundInfo
+from picard.sde import NoiseType
 from tests.problems import diffusion, pendulum, rms, sde, times
 
 SEEDS = range(8)
@@ -122,6 +123,21 @@ def test_a_field_of_time_alone_takes_one_full_round() -> None:
         torch.testing.assert_close(solution.final, expected, rtol=1e-13, atol=1e-13)
         # one to learn the field at the start, one to evaluate it everywhere, one to see that nothing moves
         assert solution.stats.rounds <= 3
+
+
+@pytest.mark.parametrize("noise_type", ["diagonal", "general"])
+def test_constant_drift_and_diffusion_are_foretold_with_their_noise(noise_type: NoiseType) -> None:
+    strength = torch.tensor([0.3, 0.5], dtype=torch.float64)
+
+    def diffusion(t: Tensor, x: Tensor) -> Tensor:
+        each = strength.expand_as(x)
+        return each if noise_type == "diagonal" else torch.stack([each, 0.2 * each], -1)
+
+    x0 = torch.tensor([[1.0, -0.5]], dtype=torch.float64)
+    noise = picard.Noise.from_seed(0)
+    problem = picard.SDE(lambda t, x: torch.full_like(x, 0.5), diffusion, x0, noise=noise, noise_type=noise_type)
+    solution = picard.solve(problem, times(64), method="euler", window=16, tolerance=1e-12)
+    assert solution.stats.rounds == 1 + 64 / 16  # one node to learn the field, then whole windows whose guess was right
 
 
 def test_a_zero_field_keeps_the_state() -> None:
