@@ -43,7 +43,8 @@ def sequential(
 
     Raises:
         PicardError: as `solve`, for problems, grids and methods that are not valid.
-        NonFiniteError: if the model returns a non-finite value; carries the solution up to there.
+        NonFiniteError: if the model returns a non-finite value; carries the solution up to there, whose last saved
+            state is repeated, if any was saved.
     """
     prepared = prepare(problem, grid, method)
     plan, x0 = prepared.plan, prepared.problem.x0
@@ -80,8 +81,6 @@ def follow(
     inputs = [[1.0]] * plan.nodes if plan.inputs is None else plan.inputs.tolist()
     states, values = deque([x0.to(prepared.wide, copy=True)], plan.order), deque[Tensor]([], plan.order)
     finite, everyone = [], torch.arange(batch, device="cpu")
-    sound = torch.ones(batch, *[1] * (x0.ndim - 1), dtype=torch.bool, device=x0.device)
-    converged = states[0]  # the last states before anything was not finite
     for node in range(plan.nodes):
         rows = Rows(
             tables.times[node].repeat(batch),  # a copy: models may work on their time in place
@@ -102,12 +101,13 @@ def follow(
             after = after + c[node] * noise
         states.append(after)
         finite.append(torch.isfinite(torch.stack([value, after]).to(x0.dtype).flatten(2)).all(2))
-        sound = sound & finite[-1].all(0).view_as(sound)
-        converged = torch.where(sound, after, converged)
-        trajectory.store(samples, [node] * batch, [1] * batch, converged.reshape(batch, 1, -1))
+        trajectory.store(samples, [node] * batch, [1] * batch, after.reshape(batch, 1, -1))
         bar.show(lambda node=node: prepared.steps_at[node + 1] * batch)  # type: ignore[misc]
     bad = ~torch.stack(finite).cpu()  # (nodes, value or state, batch): one wait for the device, at the end
     reached = (~bad.any(1)).cumprod(0).sum(0).tolist()
+    for sample, last in enumerate(reached):
+        if last < plan.nodes:
+            trajectory.cut(sample, last)
     stats = Stats(plan.nodes, plan.nodes * batch, plan.nodes, batch, 1, 1, time.perf_counter() - started)
     solution = Solution(
         prepared.times[trajectory.points],

@@ -83,6 +83,12 @@ class Trajectory:
         later = [slot for at, slot in self._slot.items() if at > node]
         self.states[later, sample] = state.to(self.states.dtype).reshape(self.states.shape[2:])
 
+    def cut(self, sample: int, node: int) -> None:
+        """Fill a sample's points past `node` with the last one kept before, if there is one."""
+        before = [at for at in self._slot if at <= node]
+        if before:
+            self.repeat(sample, node, self.states[self._slot[max(before)], sample])
+
 
 def check_save(save: str | Sequence[int] | Tensor, steps: int) -> list[int]:
     """Turn `"last"`, `"all"` or indices of grid points into ascending indices.
