@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from picard.device import on_host
 from picard.errors import NotSupportedError
 from picard.noise import Noise
 from picard.plan import Plan
@@ -240,8 +239,7 @@ def _draws(course: Course, trace: Trace) -> tuple[bool, ...]:
     x, found = torch.zeros(1, 2, 2, device="cpu"), []
     for t in course.timesteps:
         before = generator.get_state()
-        with on_host():
-            x = advance(twin, torch.zeros_like(x), t, x, step)[0]
+        x = advance(twin, torch.zeros_like(x), t, x, step)[0]
         found.append(not torch.equal(before, generator.get_state()))
     if trace.plan_.nodes != len(found) or not trace.independent:
         msg = f"{type(twin).__name__} draws noise that enters several steps: use mode='replay'"

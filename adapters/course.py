@@ -79,7 +79,7 @@ class Course:
         Raises:
             NotSupportedError: if the scheduler does not list that timestep.
         """
-        twin = copied(scheduler)
+        twin, first = copied(scheduler), number(first)
         listed = _visited(twin)
         places = (listed == first).nonzero()
         if places.numel() == 0:

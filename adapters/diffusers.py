@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from picard.device import on_host
 from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.grid import Levels
 from picard.noise import Noise
@@ -236,8 +235,7 @@ def draw_noise(
         x = past[-1]
         y = model_input(twin, x, t)
         m = -(found.u[node] / found.w[node]).to(x) * y  # so that the data prediction is zero
-        with on_host():
-            past = [*past[-plan.order :], advance(twin, m, t, x, step)[0]]
+        past = [*past[-plan.order :], advance(twin, m, t, x, step)[0]]
         if not any(c):  # a deterministic loop may still draw, and the generator must know
             continue
         forcing = past[-1].to(wide) * scale[node + 1]

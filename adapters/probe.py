@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from picard.device import on_host
+
 from .course import Course
 
 Clip = Callable[[Tensor], Tensor]
@@ -94,7 +96,8 @@ def advance(
     scheduler: Any, output: Tensor, t: Tensor, x: Tensor, step: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
     """Step a scheduler; return the next state and its data prediction, if it tells."""
-    result = scheduler.step(output, t.expand(len(x)) if hasattr(scheduler, "_alpha_cumprod") else t, x, **step)
+    with on_host():
+        result = scheduler.step(output, t.expand(len(x)) if hasattr(scheduler, "_alpha_cumprod") else t, x, **step)
     data = getattr(result, "pred_original_sample", None)
     return result[0], data if isinstance(data, Tensor) else None
 

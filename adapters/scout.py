@@ -159,7 +159,7 @@ class Scout:
         if twice and torch.equal(x[:half], x[half:]) and torch.equal(output[:half], output[half:]):
             self.fold = 2
         self._options = options
-        course = Course.running(scheduler, number(t), options)
+        course = Course.running(scheduler, t, options)
         self.problem = Scheduled(self.call, self._trace(course), self._folded(x))
 
     def _folded(self, value: Tensor) -> Tensor:

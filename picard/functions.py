@@ -43,8 +43,8 @@ class Functions:
 
 def _advance(rules: Rules, at: Coefficients, state: State, found: Evaluated) -> Advance:
     """Advance windows of which all nodes were evaluated; one code for full windows and others."""
-    asked = Evaluated(found.argument, found.values, found.noise, state.inside(), found.diffusion, found.kick)
-    return advance(rules, at, state, asked, full=False)
+    evaluated = Evaluated(found.argument, found.values, found.noise, state.inside(), found.diffusion, found.kick)
+    return advance(rules, at, state, evaluated, full=False)
 
 
 def functions_of(

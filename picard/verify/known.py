@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -50,7 +51,7 @@ def tanh_ode(
         dtype: dtype of the state.
     """
     generator = torch.Generator().manual_seed(seed)
-    dims = int(torch.tensor(shape, device="cpu").prod())
+    dims = math.prod(shape)
     inner, outer = _orthogonal(dims, generator).to(dtype), (lipschitz * _orthogonal(dims, generator)).to(dtype)
     bias = torch.randn(dims, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
 
