@@ -67,7 +67,7 @@ class Entering(NamedTuple):
         wanted: number of states wanted.
         history: accepted nodes before a window.
         end: last node whose state is known, shape (batch, 1).
-        slot: where in `known` its state is, shape (batch, 1).
+        slot: where in `known` its state is, shape (batch, 1); in `field` it is that of the node before it.
         known: states of the last window, the history in front, shape (batch, slots, dims); later ones mean nothing.
         field: the field at these states.
         noise: returns the noise of nodes (batch, wanted), shape (batch, wanted, *noise), if there is any.

@@ -71,7 +71,7 @@ class Along(Hold):
         """Say that first windows are full: the first expected values are as good as later ones."""
         return True
 
-    def ahead(self, entering: Entering, held: Float[Tensor, "batch count dims"]) -> Float[Tensor, "batch count dims"]:
+    def ahead(self, entering: Entering, held: Float[Tensor, "batch 1 dims"]) -> Float[Tensor, "batch count dims"]:
         """Return the field values assumed at the new nodes: the last one's difference to the expected one is held."""
         nodes, samples = entering.new().clamp_max(len(self.expected) - 1), send(entering.places.samples, held)[:, None]
         met = entering.end > 0  # before the first evaluation there is no last value

@@ -43,7 +43,7 @@ class Extrapolate(Hold):
         steady = bool((pace > 0).all()) or bool((pace < 0).all())
         return cls(tables, state, plan.times if steady else torch.arange(plan.nodes, device="cpu").double(), stages)
 
-    def ahead(self, entering: Entering, held: Float[Tensor, "batch count dims"]) -> Float[Tensor, "batch count dims"]:
+    def ahead(self, entering: Entering, held: Float[Tensor, "batch 1 dims"]) -> Float[Tensor, "batch held dims"]:
         """Return the field values assumed at the new nodes."""
         if entering.diffusion is not None:
             return held
@@ -58,7 +58,7 @@ class Extrapolate(Hold):
             slots = (nodes.flatten(1) - start).clamp_min(0)
             return entering.field.at(send(slots, held)).unflatten(1, nodes.shape[1:])
 
-        stage, new = torch.arange(self.stages, device="cpu"), torch.arange(held.shape[1], device="cpu")
+        stage, new = torch.arange(self.stages, device="cpu"), torch.arange(entering.wanted, device="cpu")
         latest = (first[:, None] - self.stages + stage)[:, None]  # nodes of the latest step
         past = latest - (torch.arange(_DEGREES, device="cpu") * self.stages)[:, None]
         source = past - (distance * self.stages)[:, None, None]

@@ -45,8 +45,8 @@ class Hold:
         nodes = entering.new().clamp_max(len(tables.a) - 1)
         before = entering.slot + torch.arange(-history, 1, device=nodes.device)
         z = take(entering.known, before)
-        past = entering.field.at((before - 1).clamp_min(0))
-        held = self.ahead(entering, past[:, -1:].expand(-1, entering.wanted, -1))
+        past = entering.field.at(before.clamp_min(0))
+        held = self.ahead(entering, past[:, -1:])
         c = noise = None
         if entering.noise is not None:
             drawn = entering.noise(nodes)
@@ -56,16 +56,17 @@ class Hold:
                 held = self._kicked(entering, held, nodes, drawn)
         return hold(tables.a[nodes], tables.b[nodes], z, past[:, 1:], held, c, noise)
 
-    def ahead(self, entering: Entering, held: Float[Tensor, "batch count dims"]) -> Float[Tensor, "batch count dims"]:
-        """Return the field values assumed at the new nodes: here the last one, held."""
+    def ahead(self, entering: Entering, held: Float[Tensor, "batch 1 dims"]) -> Float[Tensor, "batch held dims"]:
+        """Return the field values assumed at the new nodes, or one for all of them: here the last one, held."""
         return held
 
     def _kicked(self, entering: Entering, held: Tensor, nodes: Tensor, noise: Tensor) -> Tensor:
         """Replace the source node's own increment in the held value by that of every new node's step."""
         if entering.diffusion is None or entering.kick is None:
             return held
-        source = (entering.slot - 1 - entering.history).clamp_min(0)  # of a sample that is through, it means nothing
+        source = (entering.slot - entering.history).clamp_min(0)  # of a sample that is through, it means nothing
         drift = (held - take(entering.kick, source)).unflatten(2, self.state)
         diffusion = take(entering.diffusion, source)
         kick = self.tables.kick[nodes].reshape(*nodes.shape, *[1] * (noise.ndim - 2))
+        drift = drift.expand(-1, nodes.shape[1], *self.state)
         return kicked(drift, diffusion.expand(-1, nodes.shape[1], *diffusion.shape[2:]), kick * noise).flatten(2)

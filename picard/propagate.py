@@ -111,7 +111,7 @@ def correct(
     matrix product.
 
     Args:
-        z: stale state after every node; the last one is not used.
+        z: stale state after every node; the last one moves nothing.
         mapped: step map at the stale states, see `step_map`; it may be overwritten.
         weights: derivative of every new state by the states before it, `a + b * slope`.
 
@@ -121,11 +121,10 @@ def correct(
     nodes, inner = mapped.shape[1], mapped.shape[1] - 1
     if inner == 0:
         return mapped
-    residual = mapped[:, :inner] - z[:, :inner]
+    residual = mapped - z  # of all nodes, for a compiler to make it along with `mapped`; the last one meets zeros
     residual.nan_to_num_(0.0, 0.0, 0.0)  # a zero in the matrix must not meet an infinity
     if not _few(mapped.shape[2], nodes):
-        answer = response(weights).tril(-1)[:, :, :inner]
-        return mapped.baddbmm_(answer, residual)  # in place: see `product`
+        return mapped.baddbmm_(response(weights).tril(-1), residual)  # in place: see `product`
     carried = torch.zeros_like(mapped)  # (inverse - I) r solves the system with what the residuals r carry on
     for p in range(min(weights.shape[2], inner)):
         carried[:, 1 + p :].addcmul_(weights[:, 1 + p :, p, None], residual[:, : inner - p])
@@ -144,7 +143,7 @@ def hold(
     b: Float[Tensor, "batch nodes order"],
     z: Float[Tensor, "batch order dims"],
     values: Float[Tensor, "batch history dims"],
-    held: Float[Tensor, "batch nodes dims"],
+    held: Float[Tensor, "batch held dims"],
     c: Float[Tensor, "batch nodes"] | None,
     noise: Float[Tensor, "batch nodes dims"] | None,
 ) -> Float[Tensor, "batch nodes dims"]:
@@ -155,16 +154,24 @@ def hold(
         b: weights of the field values.
         z: the last `order` states, the newest being the first new node's.
         values: the `order - 1` field values before the first new node.
-        held: field values assumed at the new nodes.
+        held: field values assumed at the new nodes, or the one assumed at all of them.
         c: scale of the noise of the new nodes, if any.
         noise: the noise of the new nodes.
 
     Returns:
         The state after every new node.
     """
-    known = torch.cat([z, torch.zeros_like(held[:, 1:])], 1)
+    nodes, order = a.shape[1:]
+    few = _few(z.shape[2], 4 * nodes)  # without a product to save, it pays for longer
+    if held.shape[1] < nodes and not few:  # then what follows is a combination of a few vectors, and of the noise
+        unit = torch.eye(2 * order, dtype=z.dtype, device=z.device).expand(len(z), -1, -1)
+        shares = hold(a, b, unit[:, :order], unit[:, order:-1], unit[:, -1:].expand(-1, nodes, -1), None, None)
+        after = product(shares, torch.cat([z, values, held], 1))
+        return after if c is None or noise is None else after.baddbmm_(response(a), c[..., None] * noise)
+    held = held.expand(-1, nodes, -1)
+    known = torch.cat([z, z.new_zeros(len(z), nodes - 1, z.shape[2])], 1)
     right = step_map(a, b, known, torch.cat([values, held], 1) if values.shape[1] else held, c, noise)
-    if _few(right.shape[2], 4 * right.shape[1]):  # without a product to save, it pays for longer
+    if few:
         return torch.linalg.solve_triangular(_system(a), right, upper=False, unitriangular=True)
     return product(response(a), right)
 

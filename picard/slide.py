@@ -43,24 +43,24 @@ def slide(
         noise: see `Entering`.
         places: see `Entering`.
     """
-    history, usable = state.history(), step.usable[:, None]
+    history, usable = state.history(), step.usable[:, None].clamp_min(1)  # a sample without any is given up
     states = torch.nan_to_num(step.states, posinf=0.0, neginf=0.0) if unsound else step.states
-    known = torch.cat([state.z[:, : history + 1], states], 1)
+    known = torch.cat([state.z[:, 1 : history + 1], states], 1) if history else states  # every window leaves slot 0
     slots = torch.arange(history + nodes + 1, device=stride.device) + stride[:, None]
-    source = slots
+    source, last = (slots - 1).clamp_min(0), usable + history - 1
     if count:
-        slot = usable + history
         end = state.begin[:, None] + usable
-        entering = Entering(count, history, end, slot, known, step.field, noise, found.diffusion, found.kick, places)
-        known = torch.cat([known, guess(entering)], 1)
-        source = slots + (slots > slot) * (state.nodes() - usable)
+        entering = Entering(count, history, end, last, known, step.field, noise, found.diffusion, found.kick, places)
+        z = _followed(known, guess(entering), source, last)
+    else:
+        z = take(known, source.clamp_max(known.shape[1] - 1))
     past = step.field.at(slots[:, :history]) if history else state.past
     slots = slots[:, :nodes]
     before, seen = slots.clamp_max(state.nodes() - 1), slots < usable
     return State(
         begin=state.begin + stride,
         width=width,
-        z=take(known, source.clamp_max(known.shape[1] - 1)),
+        z=z,
         past=past,
         argument=take(found.argument, before),
         values=take(found.values[:, history:], before),
@@ -69,3 +69,14 @@ def slide(
         known=step.known.gather(1, before) & seen,
         age=step.age.gather(1, before) * seen,
     )
+
+
+def _followed(known: Tensor, new: Tensor, slots: Int[Tensor, "batch slots"], last: Int[Tensor, "batch 1"]) -> Tensor:
+    """Take slots of every sample, in which what is known up to the slot `last` is followed by what is new."""
+    first, total = known.shape[1], known.shape[1] + new.shape[1]
+    after = slots > last
+    if new.shape[1] < slots.shape[1] - 1:
+        source = slots + after * (first - 1 - last)
+        return take(torch.cat([known, new], 1), source.clamp_max(total - 1))
+    there = (slots - 1 - last).clamp(0, new.shape[1] - 1)  # a compiler makes no more of this than what it returns
+    return torch.where(after[..., None], take(new, there), take(known, slots.clamp_max(first - 1)))

@@ -42,7 +42,7 @@ def ahead(values: Callable[[Plan], Tensor], method: str, count: int, grid: Tenso
         wanted=count,
         history=history,
         end=end,
-        slot=end + history,
+        slot=end + history - 1,
         known=torch.zeros_like(past),
         field=Linearized(past, torch.zeros(2, known, dtype=F64), None),
         noise=None,
@@ -51,8 +51,8 @@ def ahead(values: Callable[[Plan], Tensor], method: str, count: int, grid: Tenso
         places=Places([0, 0], [known] * 2, [known] * 2, [min(count, plan.nodes - known)] * 2, [0, 1]),
     )
     guess = Extrapolate.on(plan, prepared.tables, (2,))
-    held = past[:, -1:].expand(-1, count, -1)
-    return guess.ahead(entering, held), given[:, known : known + count], held
+    held = past[:, -1:]
+    return guess.ahead(entering, held), given[:, known : known + count], held.expand(-1, count, -1)
 
 
 @each_method
