@@ -44,7 +44,6 @@ class Evaluated(NamedTuple):
     """The field at the nodes of a window.
 
     Attributes:
-        argument: what it was evaluated at, the states or their weighted sums, shape (batch, nodes, dims).
         values: its values, the history in front, shape (batch, history + nodes, dims).
         noise: noise of every node that enters the state directly, shape (batch, nodes, dims), if there is any.
         asked: whether the node was evaluated, shape (batch, nodes); `None` if all in the windows were.
@@ -52,7 +51,6 @@ class Evaluated(NamedTuple):
         kick: what that noise added to the values, shape (batch, nodes, dims).
     """
 
-    argument: Float[Tensor, "batch nodes dims"]
     values: Float[Tensor, "batch slots dims"]
     noise: Float[Tensor, "batch nodes dims"] | None = None
     asked: Bool[Tensor, "batch nodes"] | None = None
@@ -61,7 +59,6 @@ class Evaluated(NamedTuple):
 
     @staticmethod
     def of(
-        argument: Float[Tensor, "batch nodes dims"],
         field: Float[Tensor, "batch nodes *state"],
         diffusion: Tensor | None,
         noise: Tensor | None,
@@ -73,7 +70,6 @@ class Evaluated(NamedTuple):
         """Put together what the model returned, the noise and the history.
 
         Args:
-            argument: see above.
             field: the model's values.
             diffusion: diffusion, if noise enters through the field.
             noise: noise of every node, if there is any.
@@ -92,7 +88,7 @@ class Evaluated(NamedTuple):
         values = field.flatten(2)
         if past.shape[1]:
             values = torch.cat([past, values], 1)
-        return Evaluated(argument, values, None if noise is None else noise.flatten(2), asked, diffusion, kick)
+        return Evaluated(values, None if noise is None else noise.flatten(2), asked, diffusion, kick)
 
 
 class Advance(NamedTuple):
@@ -101,7 +97,9 @@ class Advance(NamedTuple):
     Attributes:
         states: new state after every node, shape (batch, nodes, dims).
         field: the field at the new states.
-        change: root mean square change of every state, shape (batch, nodes).
+        moved: change of what the field is evaluated at, at the node after every node, shape (batch, nodes, dims).
+        distance: root mean square of that, shape (batch, nodes); zero where it is rounding.
+        change: root mean square change of every state, as far as the tolerance watches it, shape (batch, nodes).
         residual: largest change that passed the test, shape (batch,).
         stride: nodes accepted, shape (batch,).
         usable: leading nodes whose new state is finite, shape (batch,).
@@ -111,6 +109,8 @@ class Advance(NamedTuple):
 
     states: Float[Tensor, "batch nodes dims"]
     field: Linearized
+    moved: Float[Tensor, "batch nodes dims"]
+    distance: Float[Tensor, "batch nodes"]
     change: Float[Tensor, "batch nodes"]
     residual: Float[Tensor, " batch"]
     stride: Int[Tensor, " batch"]
@@ -158,17 +158,21 @@ def advance(
         states = torch.where(kept, stale, correct(torch.where(kept, mapped, stale), mapped, factors))
     moved = states - stale
     seen = rules.tolerance.watched(moved)
-    change = rms(seen, largest(seen))
+    change = rms(seen)
     field = Linearized(found.values, slope, moved)
     if at.inputs is not None:
         before = torch.cat([torch.zeros_like(state.z[:, : history + 1]), moved[:, :-1]], 1)
-        shift = slope[..., None] * argument(at.inputs, before, history)
-        field = Linearized(torch.cat([found.values[:, :history], found.values[:, history:] + shift], 1), slope, None)
+        shift = argument(at.inputs, before, history)
+        shifted = torch.addcmul(found.values[:, history:], slope[..., None], shift)
+        field = Linearized(torch.cat([found.values[:, :history], shifted], 1), slope, None)
+        moved = shift.roll(-1, 1)
+    distance = change if seen is moved else rms(moved)
 
     top = largest(states)
     size = rms(states, top)
+    rounding = _FLOOR * torch.finfo(states.dtype).eps * size
     bound = rules.tolerance.bound(Candidates(size, age, at.yardstick))
-    bound = torch.add(_FLOOR * torch.finfo(states.dtype).eps * size, bound, alpha=rules.linearization.share)
+    bound = torch.add(rounding, bound, alpha=rules.linearization.share)
     close = change <= bound.clamp_max(torch.finfo(states.dtype).max)
     if not full:
         close = close & state.inside(after=1)
@@ -180,7 +184,8 @@ def advance(
     usable = _leading(fits if inside is None else fits & inside, slots, most=change.shape[1])
     stride = torch.minimum(passed + 1, usable)
     residual = change.masked_fill(slots >= passed[:, None], 0).amax(1)
-    return Advance(states, field, change, residual, stride, usable, known, age)
+    distance = distance.masked_fill(distance <= rounding, 0)
+    return Advance(states, field, moved, distance, change, residual, stride, usable, known, age)
 
 
 def _leading(holds: Bool[Tensor, "batch nodes"], slots: Int[Tensor, " nodes"], *, most: int) -> Int[Tensor, " batch"]:
@@ -194,12 +199,10 @@ def _slopes(
     """Choose the slope of every node from its last two evaluations, and say which have ever been measured."""
     path = aside is not None and aside.path
     if rules.linearization.measures or path:
-        z = found.argument
-        moved, answered = z - state.argument, found.values[:, state.history() :] - state.values
-        distance, size = torch.linalg.vector_norm(moved, dim=2), torch.linalg.vector_norm(z, dim=2)
-        square = distance * distance
-        ratio = (moved * answered).sum(2) / square  # autocast would round a product of vectors
-        measured = state.evaluated & (distance > _FLOOR * torch.finfo(z.dtype).eps * size) & finite(ratio)
+        answered = found.values[:, state.history() :] - state.values
+        square = state.distance.square() * answered.shape[2]
+        ratio = (state.moved * answered).sum(2) / square  # autocast would round a product of vectors
+        measured = (state.distance > 0) & finite(ratio)
         if found.asked is not None:
             measured = measured & found.asked
         if path and aside is not None:

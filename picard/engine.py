@@ -103,7 +103,7 @@ class Outcome(NamedTuple):
         """Say whether the field of one of the samples is finite at its first node."""
         if self.found is None:
             return bool(self.step.sound[sample])  # type: ignore[union-attr]  # a whole round
-        history = self.found.values.shape[1] - self.found.argument.shape[1]
+        history = self.found.values.shape[1] - self.step.states.shape[1]
         return bool(finite(self.found.values[sample, history]).all())
 
 
@@ -162,7 +162,7 @@ def _evaluate(
     noise = None if window.ring is None else window.ring.at(index)
     diffusion = None if diffusion is None else spread(diffusion)
     among = None if asked is None else send(asked, z)
-    return Evaluated.of(given, spread(value), diffusion, noise, setup.tables, index, window.state.past, among)
+    return Evaluated.of(spread(value), diffusion, noise, setup.tables, index, window.state.past, among)
 
 
 def picked(values: Tensor, place: Int[Tensor, " rows"] | None) -> Tensor:

@@ -43,7 +43,7 @@ class Functions:
 
 def _advance(rules: Rules, at: Coefficients, state: State, found: Evaluated) -> Advance:
     """Advance windows of which all nodes were evaluated; one code for full windows and others."""
-    evaluated = Evaluated(found.argument, found.values, found.noise, state.inside(), found.diffusion, found.kick)
+    evaluated = Evaluated(found.values, found.noise, state.inside(), found.diffusion, found.kick)
     return advance(rules, at, state, evaluated, full=False)
 
 

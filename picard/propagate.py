@@ -176,10 +176,12 @@ def hold(
     return product(response(a), right)
 
 
-def rms(x: Float[Tensor, "batch nodes dims"], top: Float[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes"]:
+def rms(
+    x: Float[Tensor, "batch nodes dims"], top: Float[Tensor, "batch nodes"] | None = None
+) -> Float[Tensor, "batch nodes"]:
     """Root mean square over the state, scaled by the largest entry `top` so that no square leaves the dtype's range."""
     numbers = torch.finfo(x.dtype)
-    scale = top.clamp(numbers.tiny, numbers.max)
+    scale = (largest(x) if top is None else top).clamp(numbers.tiny, numbers.max)
     return scale * torch.linalg.vector_norm(x / scale[..., None], dim=2) / x.shape[2] ** 0.5
 
 

@@ -55,16 +55,17 @@ def slide(
     else:
         z = take(known, source.clamp_max(known.shape[1] - 1))
     past = step.field.at(slots[:, :history]) if history else state.past
-    slots = slots[:, :nodes]
+    slots, source = slots[:, :nodes], source[:, :nodes].clamp_max(state.nodes() - 1)
     before, seen = slots.clamp_max(state.nodes() - 1), slots < usable
+    asked = seen if found.asked is None else seen & found.asked.gather(1, before)
     return State(
         begin=state.begin + stride,
         width=width,
         z=z,
         past=past,
-        argument=take(found.argument, before),
+        moved=take(step.moved, source),
         values=take(found.values[:, history:], before),
-        evaluated=seen if found.asked is None else seen & found.asked.gather(1, before),
+        distance=step.distance.gather(1, source) * asked,
         slope=step.field.slope.gather(1, before),
         known=step.known.gather(1, before) & seen,
         age=step.age.gather(1, before) * seen,

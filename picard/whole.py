@@ -162,7 +162,7 @@ def _found(
     if diffusion is not None:
         diffusion = diffusion.to(x.dtype).unflatten(0, shape)
     noise = None if ring is None else noise_at(ring, index)
-    return Evaluated.of(x, field, diffusion, noise, tables, index, state.past, state.inside())
+    return Evaluated.of(field, diffusion, noise, tables, index, state.past, state.inside())
 
 
 def arguments(tables: Tables, state: State, index: Int[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes dims"]:

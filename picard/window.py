@@ -27,9 +27,9 @@ class State(NamedTuple):
         width: nodes to evaluate this round, shape (batch,).
         z: states, shape (batch, history + nodes + 1, dims).
         past: field values of the history, shape (batch, history, dims).
-        argument: what the field was evaluated at in the round before, shape (batch, nodes, dims).
+        moved: how far what the field is evaluated at moved in the round before, shape (batch, nodes, dims).
+        distance: root mean square of that, shape (batch, nodes); zero if it is rounding, or the node was not evaluated.
         values: field values of the round before, shape (batch, nodes, dims).
-        evaluated: whether the node was evaluated in the round before, shape (batch, nodes).
         slope: slopes of the round before, shape (batch, nodes).
         known: whether those were measured.
         age: rounds every node has been in the window, shape (batch, nodes).
@@ -39,9 +39,9 @@ class State(NamedTuple):
     width: Int[Tensor, " batch"]
     z: Float[Tensor, "batch states dims"]
     past: Float[Tensor, "batch history dims"]
-    argument: Float[Tensor, "batch nodes dims"]
+    moved: Float[Tensor, "batch nodes dims"]
+    distance: Float[Tensor, "batch nodes"]
     values: Float[Tensor, "batch nodes dims"]
-    evaluated: Bool[Tensor, "batch nodes"]
     slope: Float[Tensor, "batch nodes"]
     known: Bool[Tensor, "batch nodes"]
     age: Int[Tensor, "batch nodes"]
@@ -132,9 +132,9 @@ class Window:
             width=send(self.width, x),
             z=torch.cat([nothing(wide, history, dims), x[:, None], empty], 1),
             past=nothing(wide, history, dims),
-            argument=empty,
+            moved=empty,
+            distance=nothing(wide, slots),
             values=nothing(wide, slots, dims),
-            evaluated=nothing(torch.bool, slots),
             slope=nothing(wide, slots),
             known=nothing(torch.bool, slots),
             age=nothing(torch.int64, slots),
