@@ -121,8 +121,8 @@ def correct(
     nodes, inner = mapped.shape[1], mapped.shape[1] - 1
     if inner == 0:
         return mapped
-    residual = mapped - z  # of all nodes, for a compiler to make it along with `mapped`; the last one meets zeros
-    residual.nan_to_num_(0.0, 0.0, 0.0)  # a zero in the matrix must not meet an infinity
+    # Of all nodes, for a compiler to make it along with `mapped`; a zero in the matrix must not meet an infinity.
+    residual = zeroed(mapped - z)
     if not _few(mapped.shape[2], nodes):
         return mapped.baddbmm_(response(weights).tril(-1), residual)  # in place: see `product`
     carried = torch.zeros_like(mapped)  # (inverse - I) r solves the system with what the residuals r carry on
@@ -193,6 +193,13 @@ def largest(x: Float[Tensor, "batch nodes dims"]) -> Float[Tensor, "batch nodes"
 def finite(x: Tensor) -> Tensor:
     """Say which entries are finite, in half the passes of the function of this name."""
     return x.abs() < torch.inf
+
+
+def zeroed(x: Tensor) -> Tensor:
+    """Put zeros where entries are not finite, in place."""
+    if torch.compiler.is_compiling():  # which would look at one entry after the other for the function below
+        return torch.where(finite(x), x, 0)
+    return x.nan_to_num_(0.0, 0.0, 0.0)
 
 
 def squared(x: Float[Tensor, "batch nodes dims"]) -> Float[Tensor, "batch nodes"]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from picard.advance import Advance, Evaluated
 from picard.device import take
 from picard.entering import Entering, Guess, Places
+from picard.propagate import zeroed
 from picard.shapes import Int
 from picard.window import State
 
@@ -44,7 +45,7 @@ def slide(
         places: see `Entering`.
     """
     history, usable = state.history(), step.usable[:, None].clamp_min(1)  # a sample without any is given up
-    states = torch.nan_to_num(step.states, posinf=0.0, neginf=0.0) if unsound else step.states
+    states = zeroed(step.states.clone()) if unsound else step.states
     known = torch.cat([state.z[:, 1 : history + 1], states], 1) if history else states  # every window leaves slot 0
     slots = torch.arange(history + nodes + 1, device=stride.device) + stride[:, None]
     source, last = (slots - 1).clamp_min(0), usable + history - 1
