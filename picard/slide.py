@@ -44,32 +44,35 @@ def slide(
         noise: see `Entering`.
         places: see `Entering`.
     """
-    history, usable = state.history(), step.usable[:, None].clamp_min(1)  # a sample without any is given up
-    states = zeroed(step.states.clone()) if unsound else step.states
+    history, usable = state.history(), step.usable[:, None]
+    states = step.states
+    if unsound:  # a sample without a usable node is given up, and may slide on with the others
+        stride, usable, states = stride.clamp_min(1), usable.clamp_min(1), zeroed(states.clone())
     known = torch.cat([state.z[:, 1 : history + 1], states], 1) if history else states  # every window leaves slot 0
-    slots = torch.arange(history + nodes + 1, device=stride.device) + stride[:, None]
-    source, last = (slots - 1).clamp_min(0), usable + history - 1
+    before = torch.arange(-1, history + nodes, device=stride.device) + stride[:, None]
+    last = usable + history - 1
     if count:
         end = state.begin[:, None] + usable
         entering = Entering(count, history, end, last, known, step.field, noise, found.diffusion, found.kick, places)
-        z = _followed(known, guess(entering), source, last)
+        z = _followed(known, guess(entering), before, last)
     else:
-        z = take(known, source.clamp_max(known.shape[1] - 1))
-    past = step.field.at(slots[:, :history]) if history else state.past
-    slots, source = slots[:, :nodes], source[:, :nodes].clamp_max(state.nodes() - 1)
-    before, seen = slots.clamp_max(state.nodes() - 1), slots < usable
-    asked = seen if found.asked is None else seen & found.asked.gather(1, before)
+        z = take(known, before.clamp_max(known.shape[1] - 1))
+    past = step.field.at(before[:, :history] + 1) if history else state.past
+    before, most = before[:, :nodes], state.nodes() - 1
+    slots = before + 1
+    seen, before, slots = slots < usable, before.clamp_max(most), slots.clamp_max(most)
+    asked = seen if found.asked is None else seen & found.asked.gather(1, slots)
     return State(
         begin=state.begin + stride,
         width=width,
         z=z,
         past=past,
-        moved=take(step.moved, source),
-        values=take(found.values[:, history:], before),
-        distance=step.distance.gather(1, source) * asked,
-        slope=step.field.slope.gather(1, before),
-        known=step.known.gather(1, before) & seen,
-        age=step.age.gather(1, before) * seen,
+        moved=take(step.moved, before),
+        values=take(found.values[:, history:], slots),
+        distance=step.distance.gather(1, before) * asked,
+        slope=step.field.slope.gather(1, slots),
+        known=step.known.gather(1, slots) & seen,
+        age=step.age.gather(1, slots) * seen,
     )
 
 
