@@ -166,7 +166,9 @@ def hold(
     if held.shape[1] < nodes and not few:  # then what follows is a combination of a few vectors, and of the noise
         unit = torch.eye(2 * order, dtype=z.dtype, device=z.device).expand(len(z), -1, -1)
         shares = hold(a, b, unit[:, :order], unit[:, order:-1], unit[:, -1:].expand(-1, nodes, -1), None, None)
-        after = product(shares, torch.cat([z, values, held], 1))
+        given = torch.cat([z, values, held], 1)
+        compiling = torch.compiler.is_compiling()  # then this is worked out where it is used
+        after = (shares[..., None] * given[:, None]).sum(2) if compiling else product(shares, given)
         return after if c is None or noise is None else after.baddbmm_(response(a), c[..., None] * noise)
     held = held.expand(-1, nodes, -1)
     known = torch.cat([z, z.new_zeros(len(z), nodes - 1, z.shape[2])], 1)
