@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import picard
+from benchmarks.overhead import traffic
 from tests.meters import Memory, Syncs
 from tests.problems import F64, Counted, diffusion, network, pendulum_drift, sde, start, times
 
@@ -51,6 +52,15 @@ def test_memory_does_not_grow_with_the_number_of_steps(make: Callable[..., Any])
     assert many[1] <= 1.25 * few[1], "the buffers are the window's"
     assert few[1] < 30 * (WINDOW + 1) * STATE
     assert many[0] - few[0] < 9_900 * 25 * 8, "set-up holds some numbers a step, no states"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dims", "window"), [(1_000, 16), (1_000, 128), (30_000, 64)])
+def test_a_round_moves_a_constant_number_of_windows(dims: int, window: int) -> None:
+    """Counted in copies of the window's states, and in windows allocated, with a model that costs nothing."""
+    moved, allocated = traffic(dims, window, {"linearization": "secant", "guess": "hold"})
+    assert moved.total() / (2 * 4 * dims * window) < 20.5
+    assert allocated / (4 * dims * window) < 11
 
 
 def test_memory_grows_when_everything_is_saved() -> None:
