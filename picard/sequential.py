@@ -101,7 +101,7 @@ def follow(
             after = after + c[node] * noise
         states.append(after)
         finite.append(torch.isfinite(torch.stack([value, after]).to(x0.dtype).flatten(2)).all(2))
-        trajectory.store(samples, [node] * batch, [1] * batch, after.reshape(batch, 1, -1))
+        trajectory.keep(node + 1, after)
         bar.show(lambda node=node: prepared.steps_at[node + 1] * batch)  # type: ignore[misc]
     bad = ~torch.stack(finite).cpu()  # (nodes, value or state, batch): one wait for the device, at the end
     reached = (~bad.any(1)).cumprod(0).sum(0).tolist()

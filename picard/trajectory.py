@@ -73,6 +73,11 @@ class Trajectory:
             slots, chosen, rows, nodes = send(torch.tensor(found, device="cpu"), states).unbind(1)
             self.states[slots, chosen] = states[rows, nodes].to(self.states.dtype).unflatten(1, self.states.shape[2:])
 
+    def keep(self, node: int, states: Float[Tensor, "batch *state"]) -> None:
+        """Keep the states of all samples at a node, if they are asked for."""
+        if node in self._slot:
+            self.states[self._slot[node]] = states.to(self.states.dtype)
+
     def _accepted(self, begin: int, stride: int) -> list[int]:
         if len(self._slot) == 1:  # the usual case, in which only the last node counts
             return [node for node in self._slot if begin < node <= begin + stride]
