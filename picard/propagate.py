@@ -7,6 +7,8 @@ from torch import Tensor
 
 from picard.shapes import Float
 
+_WRITTEN = 1 << 21  # numbers up to which the systems of all samples are written out; node after node is sooner beyond
+
 
 def step_map(
     a: Float[Tensor, "batch nodes order"],
@@ -86,6 +88,19 @@ def _few(columns: int, nodes: int) -> bool:
     return columns <= nodes
 
 
+def _solved(
+    weights: Float[Tensor, "batch nodes order"], right: Float[Tensor, "batch nodes columns"]
+) -> Float[Tensor, "batch nodes columns"]:
+    """Solve `y[m] - sum_p weights[m, p] y[m-1-p] = r[m]` for few columns; `right` may be overwritten."""
+    nodes, order = weights.shape[1:]
+    if torch.compiler.is_compiling() or len(right) * nodes**2 <= _WRITTEN:
+        return torch.linalg.solve_triangular(_system(weights), right, upper=False, unitriangular=True)
+    for node in range(1, nodes):
+        for p in range(min(order, node)):
+            right[:, node].addcmul_(weights[:, node, p, None], right[:, node - 1 - p])
+    return right
+
+
 def response(weights: Float[Tensor, "batch nodes order"]) -> Float[Tensor, "batch nodes nodes"]:
     """Invert the unit lower-banded system `y[m] - sum_p weights[m, p] y[m-1-p] = r[m]`.
 
@@ -128,7 +143,7 @@ def correct(
     carried = torch.zeros_like(mapped)  # (inverse - I) r solves the system with what the residuals r carry on
     for p in range(min(weights.shape[2], inner)):
         carried[:, 1 + p :].addcmul_(weights[:, 1 + p :, p, None], residual[:, : inner - p])
-    return mapped + torch.linalg.solve_triangular(_system(weights), carried, upper=False, unitriangular=True)
+    return mapped + _solved(weights, carried)
 
 
 def product(
@@ -174,7 +189,7 @@ def hold(
     known = torch.cat([z, z.new_zeros(len(z), nodes - 1, z.shape[2])], 1)
     right = step_map(a, b, known, torch.cat([values, held], 1) if values.shape[1] else held, c, noise)
     if few:
-        return torch.linalg.solve_triangular(_system(a), right, upper=False, unitriangular=True)
+        return _solved(a, right)
     return product(response(a), right)
 
 

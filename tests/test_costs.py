@@ -55,6 +55,16 @@ def test_memory_does_not_grow_with_the_number_of_steps(make: Callable[..., Any])
 
 
 @torch.no_grad()
+def test_memory_of_an_ensemble_grows_with_the_window_not_its_square() -> None:
+    """A system of equations as large as the window, for every sample, would be 256 windows."""
+    batch, window = 1_000, 256
+    problem = picard.ODE(lambda t, x: torch.sin(x), start(batch, 1))
+    with Memory() as meter:
+        picard.solve(problem, torch.linspace(0, 1, 301, dtype=F64), method="euler", window=window)
+    assert meter.peak < 100 * (window + 1) * batch * 8
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(("dims", "window"), [(1_000, 16), (1_000, 128), (30_000, 64)])
 def test_a_round_moves_a_constant_number_of_windows(dims: int, window: int) -> None:
     """Counted in copies of the window's states, and in windows allocated, with a model that costs nothing."""

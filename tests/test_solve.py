@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import picard
+from picard import propagate
 from picard.convert import Prediction
 from picard.grid import Levels, Times
 from picard.integrators import DDIM, DDPM, DPMSolver
@@ -102,6 +103,18 @@ def test_predictions(prediction: Prediction, schedule: str) -> None:
 @pytest.mark.parametrize("linearization", ["secant", "frozen", "identity"])
 def test_linearizations_and_guesses(case: Case, linearization: str, guess: str) -> None:
     check(case, linearization=linearization, guess=guess)
+
+
+@each
+@pytest.mark.parametrize("linearization", ["secant", "frozen"])
+def test_large_batches_are_propagated_node_by_node(
+    case: Case, linearization: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(propagate, "_WRITTEN", 0)
+    check(case, linearization=linearization, guess="hold")
+    problem, grid, _ = case
+    if isinstance(problem, picard.Diffusion):
+        check((problem, grid, DPMSolver(3)), linearization=linearization)
 
 
 @each
