@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,23 +60,29 @@ class Extrapolate(Hold):
             slots = (nodes.flatten(1) - start).clamp_min(0)
             return entering.field.at(send(slots, held)).unflatten(1, nodes.shape[1:])
 
+        kind = None if len(first) == 1 else _Kinds.of(first, distance)
+        begun, far = (first, distance) if kind is None else (first[kind.one], distance[kind.one])
+
+        def each(values: Tensor) -> Tensor:
+            return values if kind is None else values[send(kind.every, values)]
+
         stage, new = torch.arange(self.stages, device="cpu"), torch.arange(entering.wanted, device="cpu")
-        latest = (first[:, None] - self.stages + stage)[:, None]  # nodes of the latest step
+        latest = (begun[:, None] - self.stages + stage)[:, None]  # nodes of the latest step
         past = latest - (torch.arange(_DEGREES, device="cpu") * self.stages)[:, None]
-        source = past - (distance * self.stages)[:, None, None]
-        trial = self._weights(source.transpose(1, 2), latest[:, 0])
-        tests = product(send(trial.to(held.dtype), held).flatten(0, 1), at(source).transpose(1, 2).flatten(0, 1))
-        missed = tests.unflatten(0, (len(held), self.stages)) - at(latest).transpose(1, 2)
+        source = past - (far * self.stages)[:, None, None]
+        trial = each(send(self._weights(source.transpose(1, 2), latest[:, 0]).to(held.dtype), held))
+        tests = product(trial.flatten(0, 1), at(each(source)).transpose(1, 2).flatten(0, 1))
+        missed = tests.unflatten(0, (len(held), self.stages)) - at(each(latest)).transpose(1, 2)
         score = missed.square().sum((1, 3))
         tried = torch.arange(1, _DEGREES + 1, device="cpu") + distance[:, None] <= enough[:, None]
         score = torch.where(send(tried, score) & torch.isfinite(score), score, torch.inf)
         degree = torch.where(torch.isfinite(score).any(1), score.argmin(1), 0)
 
-        weights = self._weights(past[..., new % self.stages].transpose(1, 2), first[:, None] + new)
-        weights = send(weights.to(held.dtype), held)
-        chosen = weights.gather(2, degree[:, None, None, None].expand(-1, len(new), 1, _DEGREES)).squeeze(2)
+        weights = self._weights(past[..., new % self.stages].transpose(1, 2), begun[:, None] + new)
+        weights = send(weights.to(held.dtype), held).transpose(1, 2).flatten(0, 1)  # of every kind and degree
+        chosen = weights[degree if kind is None else degree + _DEGREES * send(kind.every, held)]
         own = send((new[:, None] % self.stages == stage).to(held.dtype), held)
-        found = product((chosen[..., None] * own[:, None]).flatten(2), at(past).flatten(1, 2))
+        found = product((chosen[..., None] * own[:, None]).flatten(2), at(each(past)).flatten(1, 2))
         sound = torch.isfinite(found).flatten(1).all(1) & send(enough > 0, found)
         return torch.where(sound[:, None, None], found, held)
 
@@ -83,6 +91,24 @@ class Extrapolate(Hold):
     ) -> Float[Tensor, "batch wanted degrees degrees"]:
         nodes = len(self.clock)
         return lagrange(self.clock[source.clamp_min(0)], self.clock[wanted.clamp_max(nodes - 1)])
+
+
+class _Kinds(NamedTuple):
+    """Samples at the same place, which share weights.
+
+    Attributes:
+        one: a sample of every kind, shape (kinds,).
+        every: the kind of every sample, shape (batch,).
+    """
+
+    one: Int[Tensor, " kinds"]
+    every: Int[Tensor, " batch"]
+
+    @staticmethod
+    def of(first: Int[Tensor, " batch"], distance: Int[Tensor, " batch"]) -> _Kinds:
+        key = (first * (int(distance.max()) + 1) + distance).numpy()
+        _, one, kind = np.unique(key, return_index=True, return_inverse=True)
+        return _Kinds(torch.from_numpy(one), torch.from_numpy(kind))
 
 
 def lagrange(
