@@ -15,6 +15,7 @@ from picard.plan import Integrator
 from picard.prepare import Prepared, prepare
 from picard.problem import Problem
 from picard.progress import Progress
+from picard.propagate import finite
 from picard.rows import Conditioning, Rows, evaluate, kicked
 from picard.sde import SDE
 from picard.solution import Solution, Stats, Status
@@ -80,7 +81,7 @@ def follow(
     a, b, c = plan.a.tolist(), plan.b.tolist(), plan.c.tolist()
     inputs = [[1.0]] * plan.nodes if plan.inputs is None else plan.inputs.tolist()
     states, values = deque([x0.to(prepared.wide, copy=True)], plan.order), deque[Tensor]([], plan.order)
-    finite, everyone = [], torch.arange(batch, device="cpu")
+    sound, everyone = [], torch.arange(batch, device="cpu")
     for node in range(plan.nodes):
         rows = Rows(
             tables.times[node].repeat(batch),  # a copy: models may work on their time in place
@@ -100,14 +101,14 @@ def follow(
         if noise is not None and diffusion is None:
             after = after + c[node] * noise
         states.append(after)
-        finite.append(torch.isfinite(torch.stack([value, after]).to(x0.dtype).flatten(2)).all(2))
+        sound.append(finite(torch.stack([value, after]).to(x0.dtype).flatten(2)).all(2))
         trajectory.keep(node + 1, after)
         bar.show(lambda node=node: prepared.steps_at[node + 1] * batch)  # type: ignore[misc]
-    bad = ~torch.stack(finite).cpu()  # (nodes, value or state, batch): one wait for the device, at the end
-    reached = (~bad.any(1)).cumprod(0).sum(0).tolist()
-    for sample, last in enumerate(reached):
-        if last < plan.nodes:
-            trajectory.cut(sample, last)
+    bad = ~torch.stack(sound).cpu()  # (nodes, value or state, batch): one wait for the device, at the end
+    failed, reached = bad.any(1), [plan.nodes] * batch
+    for sample in failed.any(0).nonzero().flatten().tolist():
+        reached[sample] = int(failed[:, sample].int().argmax())
+        trajectory.cut(sample, reached[sample])
     stats = Stats(plan.nodes, plan.nodes * batch, plan.nodes, batch, 1, 1, time.perf_counter() - started)
     solution = Solution(
         prepared.times[trajectory.points],
