@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,9 +105,8 @@ class _Kinds(NamedTuple):
 
     @staticmethod
     def of(first: Int[Tensor, " batch"], distance: Int[Tensor, " batch"]) -> _Kinds:
-        key = (first * (int(distance.max()) + 1) + distance).numpy()
-        _, one, kind = np.unique(key, return_index=True, return_inverse=True)
-        return _Kinds(torch.from_numpy(one), torch.from_numpy(kind))
+        kinds, every = torch.unique(first * (distance.amax() + 1) + distance, return_inverse=True)
+        return _Kinds(torch.zeros_like(kinds).scatter(0, every, torch.arange(len(every), device="cpu")), every)
 
 
 def lagrange(

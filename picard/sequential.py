@@ -106,7 +106,8 @@ def follow(
         bar.show(lambda node=node: prepared.steps_at[node + 1] * batch)  # type: ignore[misc]
     bad = ~torch.stack(sound).cpu()  # (nodes, value or state, batch): one wait for the device, at the end
     failed, reached = bad.any(1), [plan.nodes] * batch
-    for sample in failed.any(0).nonzero().flatten().tolist():
+    flags = failed.any(0).tolist()
+    for sample in [sample for sample, flag in enumerate(flags) if flag]:
         reached[sample] = int(failed[:, sample].int().argmax())
         trajectory.cut(sample, reached[sample])
     stats = Stats(plan.nodes, plan.nodes * batch, plan.nodes, batch, 1, 1, time.perf_counter() - started)
@@ -114,13 +115,13 @@ def follow(
         prepared.times[trajectory.points],
         trajectory.ys,
         trajectory.final,
-        tuple(Status.NON_FINITE if flag else Status.CONVERGED for flag in bad.any(0).any(0).tolist()),
+        tuple(Status.NON_FINITE if flag else Status.CONVERGED for flag in flags),
         tuple(prepared.steps_at[node] for node in reached),
         torch.zeros(batch, dtype=prepared.wide, device=x0.device),
         stats,
         prepared.problem.noise,
     )
-    if not bool(bad.any()):
+    if not any(flags):
         return solution, None
     node, where, sample = torch.nonzero(bad)[0].tolist()
     return solution, NonFiniteError(

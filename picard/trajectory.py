@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from picard.device import send
@@ -47,8 +48,8 @@ class Trajectory:
         more = {"points": [], "grid": nodes.tolist(), "nodes": range(plan.nodes)}[keep]
         kept = sorted({*wanted, *more, plan.nodes})
         self.states = x0.expand(len(kept), *x0.shape).clone()
-        self._slot = {node: slot for slot, node in enumerate(kept)}
-        self.slots = [self._slot[node] for node in wanted]
+        self._kept = np.array(kept, dtype=np.int64)
+        self.slots = np.searchsorted(self._kept, wanted).tolist()
 
     @property
     def ys(self) -> Float[Tensor, "points batch *state"]:
@@ -64,35 +65,37 @@ class Trajectory:
 
     def store(self, samples: Sequence[int], begin: Sequence[int], stride: Sequence[int], states: Tensor) -> None:
         """Keep the accepted states, `states[i, j]` being the state of sample i at node `begin[i] + 1 + j`."""
-        found = [
-            (self._slot[node], sample, i, node - begin[i] - 1)
-            for i, sample in enumerate(samples)
-            for node in self._accepted(begin[i], stride[i])
-        ]
-        if found:
-            slots, chosen, rows, nodes = send(torch.tensor(found, device="cpu"), states).unbind(1)
-            self.states[slots, chosen] = states[rows, nodes].to(self.states.dtype).unflatten(1, self.states.shape[2:])
+        end = max(first + passed for first, passed in zip(begin, stride, strict=True))
+        if self._kept[self._first(min(begin) + 1)] > end:
+            return
+        rows = np.repeat(np.arange(len(stride)), stride)
+        place = np.arange(len(rows)) - np.repeat(np.cumsum(stride) - stride, stride)
+        nodes = np.array(begin, dtype=np.int64)[rows] + 1 + place
+        slots = np.searchsorted(self._kept, nodes)
+        found = np.stack([slots, np.array(samples, dtype=np.int64)[rows], rows, place])[:, self._kept[slots] == nodes]
+        if found.size:
+            slot, chosen, row, node = send(found, states)
+            self.states[slot, chosen] = states[row, node].to(self.states.dtype).unflatten(1, self.states.shape[2:])
 
     def keep(self, node: int, states: Float[Tensor, "batch *state"]) -> None:
         """Keep the states of all samples at a node, if they are asked for."""
-        if node in self._slot:
-            self.states[self._slot[node]] = states.to(self.states.dtype)
+        slot = self._first(node)
+        if self._kept[slot] == node:
+            self.states[slot] = states.to(self.states.dtype)
 
-    def _accepted(self, begin: int, stride: int) -> list[int]:
-        if len(self._slot) == 1:  # the usual case, in which only the last node counts
-            return [node for node in self._slot if begin < node <= begin + stride]
-        return [node for node in range(begin + 1, begin + stride + 1) if node in self._slot]
+    def _first(self, node: int) -> int:
+        """Return the slot of the first node kept that is not before a node."""
+        return bisect_left(self._kept, node)
 
     def repeat(self, sample: int, node: int, state: Float[Tensor, " dims"]) -> None:
         """Fill a sample's points past `node` with the state there, the last one that converged."""
-        later = [slot for at, slot in self._slot.items() if at > node]
-        self.states[later, sample] = state.to(self.states.dtype).reshape(self.states.shape[2:])
+        self.states[self._first(node + 1) :, sample] = state.to(self.states.dtype).reshape(self.states.shape[2:])
 
     def cut(self, sample: int, node: int) -> None:
         """Fill a sample's points past `node` with the last one kept before, if there is one."""
-        before = [at for at in self._slot if at <= node]
-        if before:
-            self.repeat(sample, node, self.states[self._slot[max(before)], sample])
+        before = self._first(node + 1) - 1
+        if before >= 0:
+            self.repeat(sample, node, self.states[before, sample].clone())
 
 
 def check_save(save: str | Sequence[int] | Tensor, steps: int) -> list[int]:
