@@ -30,7 +30,7 @@ from picard.rowwise import rowwise
 from picard.solve import solve
 from picard.tolerance import RelAbs
 
-_OPTIONS = ("step_size", "grid_constructor", "interp", "rows", *SOLVER_OPTIONS)
+_OPTIONS = ("step_size", "grid_constructor", "interp", "perturb", "rows", *SOLVER_OPTIONS)
 _REFUSED = {"dopri8", "dopri5", "tsit5", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver", "explicit_adams"}
 _REFUSED |= {"implicit_adams", "fixed_adams", "implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "gl4"}
 _REFUSED |= {"radauIIA5", "gl6", "sdirk2", "trbdf2"}
@@ -110,9 +110,10 @@ def odeint(
         method: `"euler"`, `"midpoint"`, `"heun2"`, `"heun3"`, `"rk4"` (the 3/8 rule, as in torchdiffeq), or an
             integrator.
         options: `step_size` or `grid_constructor(func, y0, t)` for a grid other than t, `interp` (`"linear"` or
-            `"cubic"`) between its points; `rows=True` if func takes rows itself, t (rows,) and y (rows, *state), which
-            gives every sample of the batch y0 (batch, *state) its own window; and of `solve`: `window`, `max_rows`,
-            `max_rounds`, `tolerance`, `linearization`, `guess`, `callback`, `progress`.
+            `"cubic"`) between its points; `perturb`, which must be false; `rows=True` if func takes rows itself, t
+            (rows,) and y (rows, *state), which gives every sample of the batch y0 (batch, *state) its own window; and
+            of `solve`: `window`, `max_rows`, `max_rounds`, `tolerance`, `linearization`, `guess`, `callback`,
+            `progress`.
         event_fn: not supported.
 
     Returns:
@@ -130,6 +131,9 @@ def odeint(
     check_callable("func", func)
     if event_fn is not None or any(hasattr(func, name) for name in _CALLBACKS):
         msg = 'odeint has no events, and calls no callback_step of func: use options={"callback": f}, see RoundInfo'
+        raise NotSupportedError(msg)
+    if chosen.get("perturb", False):
+        msg = "odeint does not perturb the times that func is given next to grid points: leave perturb out"
         raise NotSupportedError(msg)
     rows = bool(chosen.get("rows", False))
     pack = Pack(y0, lead=int(rows))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from picard.errors import InvalidProblemError, describe
+from picard.problem import check_finite
 
 
 class Pack:
@@ -45,6 +46,8 @@ class Pack:
         if len({part.device for part in parts}) > 1:
             msg = f"all parts of y0 must be on the same device; given {[describe(part) for part in parts]}"
             raise InvalidProblemError(msg)
+        for part in parts:
+            check_finite("y0", part)
         self._lead = lead
         self._shapes = [part.shape[lead:] for part in parts]
         self._dtypes = [part.dtype for part in parts]

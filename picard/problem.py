@@ -126,6 +126,11 @@ def check_state(name: str, x: object) -> None:
     if x.numel() == 0:
         msg = f"{name} must hold at least one sample and one number; given {describe(x)}"
         raise InvalidProblemError(msg)
+    check_finite(name, x)
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Check that every number of an initial state is finite."""
     if not bool(torch.isfinite(x).all()):
         msg = f"{name} must be finite; given {describe(x)} with {int((~torch.isfinite(x)).sum())} non-finite values"
         raise InvalidProblemError(msg)

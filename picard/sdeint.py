@@ -23,6 +23,7 @@ from picard.errors import (
 from picard.grid import NoiseKind, check_times
 from picard.interpolate import Readout
 from picard.noise import Noise
+from picard.problem import check_finite
 from picard.rowwise import rowwise
 from picard.sde import SDE
 from picard.solve import solve
@@ -106,6 +107,7 @@ def sdeint(
     if not isinstance(y0, Tensor) or not y0.is_floating_point() or y0.ndim != 2 or y0.numel() == 0:
         msg = f"y0 must be a floating tensor of shape (batch, d); given {describe(y0)}"
         raise InvalidProblemError(msg)
+    check_finite("y0", y0)
     ts = _check_ts(ts, y0)
     check_constant("ts", ts)
     rows = bool(chosen.get("rows", False))

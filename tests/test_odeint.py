@@ -356,6 +356,8 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"t": torch.tensor([0.0, 1.0, 0.5])}, InvalidGridError, "strictly"),
     ({"t": torch.arange(4)}, InvalidGridError, "floating"),
     ({"y0": torch.arange(2)}, InvalidProblemError, r"y0\.float\(\)"),
+    ({"y0": torch.tensor([1.0, float("nan")])}, InvalidProblemError, r"y0 must be finite; given .*shape \(2,\)"),
+    ({"options": {"perturb": True}}, NotSupportedError, "leave perturb out"),
     ({"event_fn": lambda t, y: y}, NotSupportedError, "events"),
     ({"rtol": torch.ones(2)}, InvalidProblemError, "one number"),
     ({"y0": [1.0, 2.0]}, InvalidProblemError, "tuple"),
@@ -370,6 +372,12 @@ def test_refusals(change: dict[str, Any], error: type[Exception], message: str) 
     arguments: dict[str, Any] = {"func": pendulum, "y0": START, "t": grid(), "method": "rk4", **change}
     with pytest.raises(error, match=message):
         odeint(**arguments)
+
+
+def test_times_that_are_not_perturbed_may_be_said() -> None:
+    options = {"perturb": False}
+    expected = reference(pendulum, START, grid(), method="rk4", options=dict(options))
+    assert_same(odeint(pendulum, START, grid(), method="rk4", options=options, **EXACT), expected)
 
 
 def test_a_gradient_by_time_is_refused_where_one_is_asked_for() -> None:

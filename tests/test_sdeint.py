@@ -294,6 +294,7 @@ class Untyped:
 
 REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"method": None}, NotSupportedError, "torchsde's default here is srk"),
+    ({"y0": torch.full((2, 3), float("nan"))}, InvalidProblemError, r"y0 must be finite; given .*shape \(2, 3\)"),
     ({"method": "srk"}, NotSupportedError, "'srk' is not offered for this SDE; .* euler, milstein"),
     ({"method": "log_ode"}, NotSupportedError, "not offered"),
     ({"method": "heun"}, NotSupportedError, "'heun' is not offered for this SDE"),
