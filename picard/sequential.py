@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from itertools import compress
 from typing import Literal
 
 import torch
@@ -107,7 +108,7 @@ def follow(
     bad = ~torch.stack(sound).cpu()  # (nodes, value or state, batch): one wait for the device, at the end
     failed, reached = bad.any(1), [plan.nodes] * batch
     flags = failed.any(0).tolist()
-    for sample in [sample for sample, flag in enumerate(flags) if flag]:
+    for sample in compress(range(batch), flags):
         reached[sample] = int(failed[:, sample].int().argmax())
         trajectory.cut(sample, reached[sample])
     stats = Stats(plan.nodes, plan.nodes * batch, plan.nodes, batch, 1, 1, time.perf_counter() - started)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import picard
 from picard.entering import Entering, Linearized, Places
-from picard.extrapolate import Extrapolate, lagrange
+from picard.extrapolate import Extrapolate, _Kinds, lagrange
 from picard.plan import Plan
 from picard.prepare import prepare
 from tests.problems import F64, diffusion, pendulum, sde, start, times
@@ -148,3 +148,23 @@ def test_it_costs_fewer_rounds_on_a_smooth_equation() -> None:
         for guess in ("extrapolate", "hold", "copy")
     }
     assert rounds["extrapolate"] <= 0.7 * rounds["hold"] <= 0.7 * rounds["copy"]
+
+
+def test_samples_at_the_same_place_share_weights() -> None:
+    first, distance = torch.tensor([7, 3, 7, 3, 9]), torch.tensor([1, 2, 1, 1, 2])
+    kinds = _Kinds.of(first, distance)
+    assert len(kinds.one) == 4
+    assert torch.equal(first[kinds.one][kinds.every], first)
+    assert torch.equal(distance[kinds.one][kinds.every], distance)
+
+
+@each_method
+def test_samples_at_different_places_are_continued_as_they_are_alone(method: str) -> None:
+    drift = lambda t, x: torch.cos(3 * t)[:, None] * x  # noqa: E731
+    x0 = torch.tensor([[1.0], [2.0], [40.0]], dtype=F64)
+    options: Any = {"method": method, "window": 12, "tolerance": picard.RelAbs(0.0, 1e-7)}
+    together = picard.solve(picard.ODE(drift, x0), times(60), **options)
+    alone = [picard.solve(picard.ODE(drift, x0[i : i + 1]), times(60), **options) for i in range(len(x0))]
+    assert together.stats.rounds == max(one.stats.rounds for one in alone)
+    rows = [one.stats.evaluations - 1 for one in (together, *alone)]  # less the check of the drift
+    assert rows[0] == sum(rows[1:])
