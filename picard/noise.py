@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from picard.device import fetch, send
@@ -138,19 +139,18 @@ class _SeedNoise(Noise):
     seed: int = 0
 
     def draw(self, samples: Sequence[int], steps: Sequence[int], shape: tuple[int, ...]) -> Float[Tensor, "n *shape"]:
-        if self.streams is None:  # the same as below, sooner
-            keys = np.full((len(samples), 2), self.seed, dtype=np.uint64)
-            keys[:, 1] = samples
-        else:
-            keys = np.array([self.streams[sample] for sample in samples], dtype=np.uint64).reshape(-1, 2)
-        values = standard_normal(keys, np.array(steps, dtype=np.uint64), math.prod(shape))
+        values = standard_normal(self._keys(samples), np.array(steps, dtype=np.uint64), math.prod(shape))
         return torch.from_numpy(values).reshape(len(samples), *shape)
 
-    def _stream(self, sample: int) -> tuple[int, int]:
-        return (self.seed, sample) if self.streams is None else self.streams[sample]
+    def _keys(self, samples: Sequence[int]) -> NDArray[np.uint64]:
+        if self.streams is not None:
+            return np.array([self.streams[sample] for sample in samples], dtype=np.uint64).reshape(-1, 2)
+        keys = np.full((len(samples), 2), self.seed, dtype=np.uint64)
+        keys[:, 1] = samples
+        return keys
 
     def select(self, samples: Sequence[int]) -> Noise:
-        return replace(self, streams=tuple(self._stream(sample) for sample in samples))
+        return replace(self, streams=tuple((seed, stream) for seed, stream in self._keys(samples).tolist()))
 
     def check(self, batch: int, steps: int, shape: tuple[int, ...]) -> None:
         if self.streams is not None and len(self.streams) != batch:

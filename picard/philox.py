@@ -38,7 +38,8 @@ def standard_normal(keys: Words, steps: Words, count: int) -> NDArray[np.float32
     for start in range(0, len(keys), rows):
         part = slice(start, start + rows)
         values[part], sure[part] = _at_once(keys[part], steps[part], count)
-    values[~sure] = _one_by_one(keys[~sure], steps[~sure], count)
+    rest = ~sure
+    values[rest] = _one_by_one(keys[rest], steps[rest], count)
     return values
 
 

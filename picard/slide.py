@@ -78,10 +78,10 @@ def slide(
 
 def _followed(known: Tensor, new: Tensor, slots: Int[Tensor, "batch slots"], last: Int[Tensor, "batch 1"]) -> Tensor:
     """Take slots of every sample, in which what is known up to the slot `last` is followed by what is new."""
-    first, total = known.shape[1], known.shape[1] + new.shape[1]
-    after = slots > last
+    after, most = slots > last, known.shape[1] - 1
     if new.shape[1] < slots.shape[1] - 1:
-        source = slots + after * (first - 1 - last)
-        return take(torch.cat([known, new], 1), source.clamp_max(total - 1))
-    there = (slots - 1 - last).clamp(0, new.shape[1] - 1)  # a compiler makes no more of this than what it returns
-    return torch.where(after[..., None], take(new, there), take(known, slots.clamp_max(first - 1)))
+        source = slots + after * (most - last)
+        return take(torch.cat([known, new], 1), source.clamp_max(most + new.shape[1]))
+    # All may be new in rounds that slide by themselves; a compiler makes no more of this than what it returns.
+    there = (slots - 1 - last).clamp(0, new.shape[1] - 1)
+    return torch.where(after[..., None], take(new, there), take(known, slots.clamp_max(most)))

@@ -65,17 +65,16 @@ class Trajectory:
 
     def store(self, samples: Sequence[int], begin: Sequence[int], stride: Sequence[int], states: Tensor) -> None:
         """Keep the accepted states, `states[i, j]` being the state of sample i at node `begin[i] + 1 + j`."""
-        end = max(first + passed for first, passed in zip(begin, stride, strict=True))
-        if self._kept[self._first(min(begin) + 1)] > end:
+        after = np.array(begin, dtype=np.int64) + 1  # first node accepted
+        first, stop = np.searchsorted(self._kept, [after, after + stride])  # slots to fill
+        count = stop - first
+        if not count.any():
             return
-        rows = np.repeat(np.arange(len(stride)), stride)
-        place = np.arange(len(rows)) - np.repeat(np.cumsum(stride) - stride, stride)
-        nodes = np.array(begin, dtype=np.int64)[rows] + 1 + place
-        slots = np.searchsorted(self._kept, nodes)
-        found = np.stack([slots, np.array(samples, dtype=np.int64)[rows], rows, place])[:, self._kept[slots] == nodes]
-        if found.size:
-            slot, chosen, row, node = send(found, states)
-            self.states[slot, chosen] = states[row, node].to(self.states.dtype).unflatten(1, self.states.shape[2:])
+        rows = np.repeat(np.arange(len(count)), count)
+        slots = np.arange(len(rows)) + np.repeat(stop - count.cumsum(), count)
+        found = np.stack([slots, np.array(samples, dtype=np.int64)[rows], rows, self._kept[slots] - after[rows]])
+        slot, sample, row, place = send(found, states)
+        self.states[slot, sample] = states[row, place].to(self.states.dtype).unflatten(1, self.states.shape[2:])
 
     def keep(self, node: int, states: Float[Tensor, "batch *state"]) -> None:
         """Keep the states of all samples at a node, if they are asked for."""
@@ -95,7 +94,7 @@ class Trajectory:
         """Fill a sample's points past `node` with the last one kept before, if there is one."""
         before = self._first(node + 1) - 1
         if before >= 0:
-            self.repeat(sample, node, self.states[before, sample].clone())
+            self.repeat(sample, node, self.states[before, sample])
 
 
 def check_save(save: str | Sequence[int] | Tensor, steps: int) -> list[int]:
