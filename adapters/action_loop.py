@@ -1,9 +1,8 @@
-"""A policy's sampling loop, caught at its first network call and solved as a plan."""
+"""A policy's sampling loop as a plan, read off its scheduler."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,83 +18,10 @@ from picard.rows import Rows
 from .conversion import FromOutput, unwrap
 from .course import Course, sort_options, takes_generator
 from .diffusers import Indexed, Scheduled
-from .network import answered_by, call_padded
+from .network import call_padded
 from .probe import advance
+from .start import GENERATOR, Start
 from .trace import Trace, trace_loop
-
-DATA, MASK, GENERATOR = "condition_data", "condition_mask", "generator"
-
-
-class Caught(BaseException):
-    """Ends a policy's loop at its first network call; no handler of the policy's own should catch it."""
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super().__init__()
-        self.inputs = args, kwargs
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """What a policy gives its network first, and what the loop goes on with.
-
-    Attributes:
-        x: the noisy actions, shape (batch, horizon, actions), conditioning already put in.
-        args: the network's positional arguments after the state and the time.
-        kwargs: its keyword arguments.
-        mask: where the conditioning fixes the state, shape of `x`; `None` if it does nowhere.
-        known: the state there.
-        generator: what draws the noise of the steps; `None` for PyTorch's global one.
-    """
-
-    x: Tensor
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    mask: Tensor | None
-    known: Tensor | None
-    generator: Generator | list[Generator] | None
-
-
-def bind(method: Callable[..., Any], owner: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Name the arguments of a method's call, defaults included; those of `**kwargs` under "step"."""
-    signature = _signature(method)
-    bound = signature.bind(owner, *args, **kwargs)
-    bound.apply_defaults()
-    named = dict(list(bound.arguments.items())[1:])  # without `self`
-    rest = [name for name, one in signature.parameters.items() if one.kind is inspect.Parameter.VAR_KEYWORD]
-    named["step"] = named.pop(rest[0]) if rest else {}
-    return named
-
-
-@functools.cache
-def _signature(method: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(method)
-
-
-def catch(owner: Any, network: str, loop: Callable[[], Any], named: Mapping[str, Any]) -> Start:
-    """Run a policy's own loop up to its first network call, which draws the start as the policy does.
-
-    Raises:
-        NotSupportedError: if the network is not called as `network(x, t, ...)`.
-    """
-
-    def stop(*args: Any, **kwargs: Any) -> Any:
-        raise Caught(args, kwargs)
-
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    with answered_by(owner, network, stop):
-        try:
-            loop()
-        except Caught as caught:
-            args, kwargs = caught.inputs
-    if len(args) < 2 or not isinstance(args[0], Tensor) or args[0].ndim < 2:
-        msg = f"{type(owner).__name__} must call its network as {network}(x, t, ...), with x (batch, horizon, actions)"
-        raise NotSupportedError(msg)
-    x, mask = args[0].detach().clone(), named.get(MASK)
-    if not isinstance(mask, Tensor) or not bool(mask.any()):
-        return Start(x, args[2:], kwargs, None, None, named.get(GENERATOR))
-    known = torch.where(mask, named[DATA], 0).to(x)
-    return Start(x, args[2:], kwargs, mask.expand_as(x), known, named.get(GENERATOR))
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,11 +150,6 @@ class Actions(Scheduled):
         else:
             output = self.model(given, rows.t, *held["args"], **held["kwargs"])
         return unwrap(output).to(x.dtype)
-
-
-def projected(start: Start, free: Tensor) -> Tensor:
-    """Put the known actions back in."""
-    return free if start.mask is None or start.known is None else torch.where(start.mask, start.known, free)
 
 
 def _draws(course: Course, trace: Trace) -> tuple[bool, ...]:

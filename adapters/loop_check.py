@@ -1,4 +1,4 @@
-"""A check that a policy's own code runs the loop that it is taken for."""
+"""Checks that a policy's own code runs the loop that it is taken for, on a network that treats rows independently."""
 
 from __future__ import annotations
 
@@ -10,14 +10,48 @@ import torch
 from torch import Tensor
 
 from picard.errors import NotSupportedError
+from picard.rows import Conditioning, Rows
 from picard.sequential import sequential
 
-from .action_loop import DATA, GENERATOR, MASK, ActionLoop, catch, projected
+from .action_loop import ActionLoop
+from .calls import copied, leaves
+from .conversion import unwrap
 from .network import answered_by
+from .secant import check_rows
 from .standin import RandomState
+from .start import DATA, GENERATOR, MASK, Start, catch, projected, unbound
 
 _MISSED = 1e-4  # far above the rounding of a hundred steps, far below any difference between two loops
 _ULPS = 16  # the same in half precision, in units in the last place
+
+
+class MadeUp:
+    """A made-up network, which notes how it is called.
+
+    Attributes:
+        count: calls so far.
+        odd: what about the calls no plan can say, if anything.
+        shape: shape of the first state.
+    """
+
+    def __init__(self, loop: ActionLoop) -> None:
+        self._loop = loop
+        self.count, self.odd = 0, ""
+        self.shape: torch.Size | None = None
+        self._given: Any = None
+
+    def __call__(self, x: Tensor, t: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        """Predict data that schedulers clip here and there, with a dependence between neighbours, and no steep one."""
+        found = self._loop.trace
+        node, self.count = min(self.count, found.plan_.nodes - 1), self.count + 1
+        times = torch.as_tensor(t, device="cpu") if isinstance(t, (int, float, Tensor)) else None
+        if self.shape is None:
+            self.shape, self._given = x.shape, copied((args, kwargs))
+        elif not _same(self._given, (args, kwargs)):
+            self.odd = "gives its network other arguments from step to step"
+        if times is None or not bool((times == found.timesteps[node]).all()):
+            self.odd = "gives its network another time than its scheduler's"
+        return (1.2 * torch.sin(0.5 * x + 0.3 * x.roll(1, 1)) - float(found.u[node]) * x) / float(found.w[node])
 
 
 def check_loop(
@@ -35,7 +69,7 @@ def check_loop(
     Raises:
         NotSupportedError: if they do not agree.
     """
-    given = {key: value for key, value in named.items() if key != "step"} | dict(named["step"])
+    given = unbound(named)
     known = given.get(DATA)
     like = next(owner.parameters()) if known is None else known
     if isinstance(given.get(MASK), Tensor):  # whatever is known in this call, the projection is to be seen
@@ -44,43 +78,84 @@ def check_loop(
         given[DATA] = torch.randn(shape, generator=fixed, device="cpu").to(like)
     if GENERATOR in given:
         given[GENERATOR] = torch.Generator(device=like.device).manual_seed(0)
-    random, count = RandomState(given), 0
-
-    def model(*args: Any, **_: Any) -> Tensor:
-        """Predict data that schedulers clip here and there, with a dependence between neighbours, and no steep one."""
-        nonlocal count
-        node, count = min(count, loop.trace.plan_.nodes - 1), count + 1
-        x: Tensor = args[0]
-        u, w = float(loop.trace.u[node]), float(loop.trace.w[node])
-        return (1.2 * torch.sin(0.5 * x + 0.3 * x.roll(1, 1)) - u * x) / w
-
+    random, asked, ours = RandomState(given), MadeUp(loop), MadeUp(loop)
     try:
         with torch.no_grad():
-            try:
-                with answered_by(owner, network, model):
-                    right = original(**given)
-            except Exception as error:
-                if count == 0:  # the call itself is wrong
-                    raise
-                raise _refused(owner, f"fails on a made-up network ({type(error).__name__}: {error})") from error
-            if not isinstance(right, Tensor):
-                raise _refused(owner, f"returns a {type(right).__name__} instead of a tensor")
-            states, calls, count = RandomState(given).states, count, 0
+            right = _run(owner, network, functools.partial(original, **given), asked)
+            states = RandomState(given).states
             random.restore()
             start = catch(owner, network, functools.partial(original, **given), given)
-            problem = loop.problem(start, loop.noise(start), model)
+            problem = loop.problem(start, loop.noise(start), lambda x, t, *_, **__: ours(x, t[0]))
             solution = sequential(problem, loop.trace.plan_.nodes, method=loop.method)
-            ours = projected(start, problem.unscaled(solution).final)
-            missed = float((ours - right).abs().max() / right.abs().max().clamp_min(1))
+            found = projected(start, problem.unscaled(solution).final)
+            missed = float((found - right).abs().max() / right.abs().max().clamp_min(1))
             drawn = all(torch.equal(a, b) for a, b in zip(states, RandomState(given).states, strict=True))
     finally:
         random.restore()
-    if calls != count or not missed <= max(_MISSED, _ULPS * torch.finfo(right.dtype).eps) or not drawn:
+    if asked.count != ours.count or not missed <= max(_MISSED, _ULPS * torch.finfo(right.dtype).eps) or not drawn:
         how = f"its result differs by {missed:.1e}" if drawn else "it draws other random numbers"
         why = (
             f"does something else than its scheduler's loop with the known actions put in (on a made-up network {how})"
         )
         raise _refused(owner, why)
+
+
+def _run(owner: Any, network: str, own: Callable[[], Any], asked: MadeUp) -> Tensor:
+    """Run a policy's own code on a made-up network, and look at how it calls that."""
+    try:
+        with answered_by(owner, network, asked):
+            right = own()
+    except Exception as error:
+        if asked.count == 0:  # the call itself is wrong
+            raise
+        raise _refused(owner, f"fails on a made-up network ({type(error).__name__}: {error})") from error
+    if not isinstance(right, Tensor):
+        raise _refused(owner, f"returns a {type(right).__name__} instead of a tensor")
+    if right.shape != asked.shape:
+        asked.odd = "gives its network something else than the noisy actions alone"
+    if asked.odd:
+        raise _refused(owner, asked.odd)
+    return right
+
+
+def check_network(loop: ActionLoop, start: Start, network: Callable[..., Any], counts: tuple[int, ...]) -> None:
+    """Check that a policy's network treats rows independently: as the policy calls it, and beside other rows.
+
+    Args:
+        loop: the loop.
+        start: its first network call.
+        network: the network.
+        counts: numbers of rows a call may have, see `ActionLoop.problem`.
+
+    Raises:
+        NotSupportedError: if rows come out differently.
+    """
+    last = loop.trace.plan_.nodes - 1
+    problem, random = loop.problem(start, [None] * (last + 1), network, counts), RandomState(())
+    samples = torch.arange(len(start.x), device=start.x.device)
+    node = torch.cat([0 * samples, 0 * samples + last])
+    cond = Conditioning(problem.conditioning(), len(samples)).of(None, samples.repeat(2))
+    try:
+        with torch.no_grad():
+            t = problem.clock[node[: len(samples)]] if counts else start.t  # a compiled one would be compiled once more
+            alone = unwrap(network(start.x.clone(), t, *start.args, **start.kwargs))
+            x = torch.cat([problem.x0, 0.3 * problem.x0])  # other statistics, which batch normalization shows
+            beside = problem.output(Rows(problem.clock[node], x, cond))
+    finally:
+        random.restore()
+    check_rows(beside[: len(samples)], alone, "call policy.eval()")
+
+
+def _same(some: Any, others: Any) -> bool:
+    """Say whether the arguments of two calls are equal."""
+    one, other = dict(leaves(some)), dict(leaves(others))
+
+    def equal(a: Any, b: Any) -> bool:
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, 0, 0, equal_nan=True))
+        return a is b or (type(a) is type(b) and (a == b) is True)
+
+    return one.keys() == other.keys() and all(equal(one[path], other[path]) for path in one)
 
 
 def _refused(owner: Any, why: str) -> NotSupportedError:

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from picard.errors import NotSupportedError
 from picard.expected import Expected
 from picard.solution import Solution
 from picard.solve import solve
 
-from .action_loop import ActionLoop, Start, bind, catch, projected
+from .action_loop import ActionLoop
+from .calls import leaves
 from .levels import hints_for
-from .loop_check import check_loop
+from .loop_check import check_loop, check_network
 from .network import answered_by, is_compiled
 from .policy_options import PolicyOptions
 from .receding import PastPlan, check_shift, filled
 from .replay import Replay
 from .standin import RandomState
+from .start import Context, Start, bind, catch, device_of, projected, unbound
 from .stats import Stats
 
 logger = logging.getLogger("picard")
 _REPLAYED = 1e-4
+_KEPT = 16  # kinds of calls whose loops are remembered
 Call = Callable[..., Any]
 
 
@@ -40,7 +44,8 @@ class ParallelPolicy:
         original: the class, before, of what samples.
         network: name of its network.
         options: how it samples.
-        stats: what the last plan of actions cost, or `None`; its `mode` says how it was found.
+        stats: what the last plan of actions cost, checks at the first call apart, or `None`; its `mode` says how it was
+            found.
         solution: the solver's last solution, with its certificate, or `None`.
         why: why the policy is not solved as a plan, if `mode="auto"` found so.
         prepared: whether the last plan started from one made ahead.
@@ -51,7 +56,7 @@ class ParallelPolicy:
         self.stats: Stats | None = None
         self.solution: Solution | None = None
         self.why: str | None = None
-        self._loop: tuple[Any, ActionLoop | None] = (None, None)
+        self._loops: dict[Any, tuple[ActionLoop | None, str | None]] = {}
         self.prepared = False
         self._past: PastPlan | None = None
         self._made: PastPlan | None = None  # ahead
@@ -90,7 +95,9 @@ class ParallelPolicy:
         random = RandomState((args, kwargs)) if self._early else None
         try:
             if loop is not None:
-                actions, stats = self._solve(owner, loop, catch(owner, self.network, once, named))
+                start = catch(owner, self.network, once, named)
+                with start.context.entered():
+                    actions, stats = self._solve(owner, loop, start)
             elif random is None:
                 actions, stats = self._replay(owner, once, (args, kwargs))
             else:
@@ -105,21 +112,38 @@ class ParallelPolicy:
 
     def _find(self, owner: Any, own: Call, named: Mapping[str, Any]) -> ActionLoop | None:
         """Find the policy's loop as a plan, or find it again; `None` if there is none and replay may do."""
-        scheduler, steps, kind = owner.noise_scheduler, owner.num_inference_steps, owner_device(owner)
-        mixed = torch.is_autocast_enabled(kind)
-        key = (type(scheduler), repr(scheduler.config), steps, repr(named["step"]), mixed)
-        if key == self._loop[0]:
-            return self._loop[1]
-        loop = None
-        try:
-            loop = _checked_loop(owner, self.network, own, named, mixed=mixed)
-            self.why = None
-        except NotSupportedError as error:
-            if self.options.mode == "plan" or self.options.needs_plan:
-                raise
-            self.why = str(error)
-            logger.warning("the policy is run by replay: %s", error)
-        self._loop = key, loop
+        key = self._what_matters(owner, named)
+        if key not in self._loops:
+            if len(self._loops) == _KEPT:
+                self._loops.clear()
+            try:
+                self._loops[key] = self._checked(owner, own, named), None
+            except NotSupportedError as error:
+                if self.options.mode == "plan" or self.options.needs_plan:
+                    raise
+                self._loops[key] = None, str(error)
+                logger.warning("the policy is run by replay: %s", error)
+        loop, self.why = self._loops[key]
+        return loop
+
+    def _what_matters(self, owner: Any, named: Mapping[str, Any]) -> Any:
+        """Return what the loop of a call may depend on: a loop is checked once for each."""
+        arguments = tuple((path, _kind(leaf)) for path, leaf in leaves(named))
+        scheduler, context = owner.noise_scheduler, Context.now(owner, getattr(owner, self.network))
+        state = (scheduler, repr(scheduler.config), owner.num_inference_steps, context.mixed, context.training)
+        return *state, arguments, repr(named["step"])
+
+    def _checked(self, owner: Any, own: Call, named: Mapping[str, Any]) -> ActionLoop:
+        """Read the loop off the scheduler, and check that the policy's own code runs it and rows are independent."""
+        if torch.is_autocast_enabled(device_of(owner)):
+            msg = "under autocast the scheduler draws noise in the dtype of the network's output: use mode='replay'"
+            raise NotSupportedError(msg)
+        loop = ActionLoop.of(owner.noise_scheduler, owner.num_inference_steps, named["step"])
+        check_loop(loop, owner, self.network, own, named)
+        random = RandomState(named)
+        start = catch(owner, self.network, functools.partial(own, **unbound(named)), named)
+        random.restore()
+        check_network(loop, start, getattr(owner, self.network), self._counts(owner, len(start.x)))
         return loop
 
     def _solve(self, owner: Any, loop: ActionLoop, start: Start) -> tuple[Tensor, Stats]:
@@ -143,11 +167,7 @@ class ParallelPolicy:
         if options.actions is not None:
             shown = min(horizon, _count(owner, "n_obs_steps") + options.actions)
             leading = shown * start.x[0, 0].numel()
-        counts: tuple[int, ...] = ()
-        if is_compiled(network):
-            most = options.window * batch if options.max_rows is None else min(options.window * batch, options.max_rows)
-            counts = (min(batch, most), most)
-        problem = loop.problem(start, drawn, network, counts)
+        problem = loop.problem(start, drawn, network, self._counts(owner, batch))
         if options.warm_start is not None or self._early:
             problem = replace(problem, seen=problem.x0.new_full((plan.nodes, *problem.x0.shape), torch.nan))
         solution = solve(
@@ -172,6 +192,13 @@ class ParallelPolicy:
         cost = solution.stats
         stats = Stats("plan", cost.rounds, cost.evaluations, plan.nodes, batch, options.window)
         return projected(start, found.final), stats
+
+    def _counts(self, owner: Any, batch: int) -> tuple[int, ...]:
+        """Return the numbers of rows that a compiled network is called on; none for another."""
+        if not is_compiled(getattr(owner, self.network)):
+            return ()
+        most = min(self.options.window * batch, self.options.max_rows or sys.maxsize)
+        return min(batch, most), most
 
     def _replay(self, owner: Any, once: Call, arguments: Any) -> tuple[Any, Stats]:
         """Run the policy's own loop again and again."""
@@ -198,25 +225,18 @@ class ParallelPolicy:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was read off the scheduler: it may not be pickled, and is found again."""
-        return {**vars(self), "_loop": (None, None)}
+        return {**vars(self), "_loops": {}}
 
     def __repr__(self) -> str:
         """Show the options."""
         return f"ParallelPolicy({self.options})"
 
 
-def owner_device(owner: Any) -> str:
-    """Name the kind of device a policy is on."""
-    return next((parameter.device.type for parameter in owner.parameters()), "cpu")
-
-
-def _checked_loop(owner: Any, network: str, own: Call, named: Mapping[str, Any], *, mixed: bool) -> ActionLoop:
-    if mixed:
-        msg = "under autocast the scheduler draws noise in the dtype of the network's output: use mode='replay'"
-        raise NotSupportedError(msg)
-    loop = ActionLoop.of(owner.noise_scheduler, owner.num_inference_steps, named["step"])
-    check_loop(loop, owner, network, own, named)
-    return loop
+def _kind(argument: Any) -> Any:
+    """Return what of an argument a loop may depend on: of most its value, of tensors whether they are there."""
+    if isinstance(argument, (Tensor, Generator)):
+        return type(argument)
+    return argument if isinstance(argument, Hashable) else id(argument)
 
 
 def _count(owner: Any, name: str) -> int:

@@ -13,7 +13,7 @@ from picard.plan import Plan
 from picard.shapes import Bool, Float
 from picard.tolerance import Candidates, Tolerance
 
-from .action_loop import Start
+from .start import Start
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,17 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from picard.errors import NotSupportedError
-
 from .belief import Belief
 from .calls import Call, copied, evaluate, main_tensor, record, with_main_tensor
 from .levels import Hints, hints_for
-from .secant import ULPS, Node, learn, overlap, worst_error
+from .secant import ULPS, Node, check_rows, learn, overlap, worst_error
 from .stats import Stats
 
 logger = logging.getLogger("picard")
 _NOISE = 128  # and one of so many may be, if it does not shrink any more
-_MERGED = (0.005, 0.05)  # far above the rounding of TF32 and of half precision
 _RECENT = 8  # more calls than a step of any pipeline makes
 
 
@@ -224,15 +221,7 @@ class Replay:
 
     def check(self, batched: Any, alone: Any) -> None:
         """Check that a row of a batch comes out as in a call of its own: the merged arguments were understood."""
-        value = main_tensor(alone)
-        error = float(worst_error(batched, alone, len(value)))
-        if error > _MERGED[value.dtype in (torch.float16, torch.bfloat16)]:
-            msg = (
-                "the denoiser must treat the rows of a batch independently; in a batch one call's output changed by "
-                f"{error:.1e} of its size: an argument without a batch dimension was taken for one that has it, or the "
-                "model is in training mode (pipe.unet.eval())"
-            )
-            raise NotSupportedError(msg)
+        check_rows(batched, alone, "pipe.unet.eval()")
         self.unchecked = False
 
     def _right(self, error: float, history: list[float], dtype: torch.dtype) -> bool:

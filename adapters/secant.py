@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.errors import NotSupportedError
+
 from .calls import Call, main_tensor, predictions, with_main_tensor
 from .levels import Hints
 
 ULPS = 4  # a relative change of so many units in the last place is rounding
+_MERGED = (0.005, 0.05)  # far above the rounding of TF32 and of half precision
 _LOWER, _UPPER = 0.0, 1.2  # bounds of the factor of a step
 _STEEPEST = 10.0  # bound of a slope where the levels are not known
 
@@ -101,3 +104,25 @@ def worst_error(given: Any, right: Any, rows: int) -> Tensor:
     """Return the largest of the errors of the predictions in an output."""
     pairs = zip(predictions(given, rows), predictions(right, rows), strict=True)
     return torch.stack([error_of(one, other).float() for one, other in pairs]).amax()
+
+
+def check_rows(batched: Any, alone: Any, mend: str) -> None:
+    """Compare a call's output with what came out for the same rows in a batch.
+
+    Args:
+        batched: output of the rows in the batch.
+        alone: output of the call.
+        mend: how to leave training mode, for the message.
+
+    Raises:
+        NotSupportedError: if they differ by more than rounding.
+    """
+    value = main_tensor(alone)
+    error = float(worst_error(batched, alone, len(value)))
+    if error > _MERGED[value.dtype in (torch.float16, torch.bfloat16)]:
+        msg = (
+            "the denoiser must treat the rows of a batch independently; in a batch one call's output changed by "
+            f"{error:.1e} of its size: an argument without a batch dimension was taken for one that has it, or the "
+            f"model is in training mode ({mend})"
+        )
+        raise NotSupportedError(msg)
