@@ -17,9 +17,9 @@ from picard.rows import Rows
 
 from .conversion import FromOutput, unwrap
 from .course import Course, sort_options, takes_generator
-from .diffusers import Indexed, Scheduled
 from .network import call_padded
 from .probe import advance
+from .scheduled import Indexed, Scheduled
 from .start import GENERATOR, Start
 from .trace import Trace, trace_loop
 

@@ -124,11 +124,18 @@ def sort_options(scheduler: Any, given: Mapping[str, Any]) -> Options:
         known = (set(grid) | set(step)) - _SCHEDULER_STEP
         msg = f"{name} takes no option {key!r}: {close_match(key, known)}"
         raise TypeError(msg)
+    usual = _SCHEDULER_STEP - {"return_dict"}
+    if not usual <= step.keys():
+        msg = (
+            f"{name}.step must take model_output, timestep and sample, by these names, for its loop to be traced; it "
+            f"takes {', '.join(step)}: rename its parameters"
+        )
+        raise NotSupportedError(msg)
     needed = {
         key for key, one in step.items() if one.default is inspect.Parameter.empty and one.kind < one.VAR_POSITIONAL
     }
     missing = needed - _SCHEDULER_STEP - passed.keys()
-    if missing or not _SCHEDULER_STEP - {"return_dict"} <= step.keys():
+    if missing:
         msg = (
             f"{name}.step needs {sorted(missing)} from its own pipeline's loop, so it cannot be traced alone: "
             "parallelize the pipeline, whose replay mode needs no trace"

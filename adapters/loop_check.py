@@ -14,8 +14,8 @@ from picard.rows import Conditioning, Rows
 from picard.sequential import sequential
 
 from .action_loop import ActionLoop
-from .calls import copied, leaves
 from .conversion import unwrap
+from .made_up import MadeUp
 from .network import answered_by
 from .secant import check_rows
 from .standin import RandomState
@@ -23,35 +23,6 @@ from .start import DATA, GENERATOR, MASK, Start, catch, projected, unbound
 
 _MISSED = 1e-4  # far above the rounding of a hundred steps, far below any difference between two loops
 _ULPS = 16  # the same in half precision, in units in the last place
-
-
-class MadeUp:
-    """A made-up network, which notes how it is called.
-
-    Attributes:
-        count: calls so far.
-        odd: what about the calls no plan can say, if anything.
-        shape: shape of the first state.
-    """
-
-    def __init__(self, loop: ActionLoop) -> None:
-        self._loop = loop
-        self.count, self.odd = 0, ""
-        self.shape: torch.Size | None = None
-        self._given: Any = None
-
-    def __call__(self, x: Tensor, t: Any = None, *args: Any, **kwargs: Any) -> Tensor:
-        """Predict data that schedulers clip here and there, with a dependence between neighbours, and no steep one."""
-        found = self._loop.trace
-        node, self.count = min(self.count, found.plan_.nodes - 1), self.count + 1
-        times = torch.as_tensor(t, device="cpu") if isinstance(t, (int, float, Tensor)) else None
-        if self.shape is None:
-            self.shape, self._given = x.shape, copied((args, kwargs))
-        elif not _same(self._given, (args, kwargs)):
-            self.odd = "gives its network other arguments from step to step"
-        if times is None or not bool((times == found.timesteps[node]).all()):
-            self.odd = "gives its network another time than its scheduler's"
-        return (1.2 * torch.sin(0.5 * x + 0.3 * x.roll(1, 1)) - float(found.u[node]) * x) / float(found.w[node])
 
 
 def check_loop(
@@ -78,7 +49,7 @@ def check_loop(
         given[DATA] = torch.randn(shape, generator=fixed, device="cpu").to(like)
     if GENERATOR in given:
         given[GENERATOR] = torch.Generator(device=like.device).manual_seed(0)
-    random, asked, ours = RandomState(given), MadeUp(loop), MadeUp(loop)
+    random, asked, ours = RandomState(given), MadeUp(loop.trace), MadeUp(loop.trace)
     try:
         with torch.no_grad():
             right = _run(owner, network, functools.partial(original, **given), asked)
@@ -144,18 +115,6 @@ def check_network(loop: ActionLoop, start: Start, network: Callable[..., Any], c
     finally:
         random.restore()
     check_rows(beside[: len(samples)], alone, "call policy.eval()")
-
-
-def _same(some: Any, others: Any) -> bool:
-    """Say whether the arguments of two calls are equal."""
-    one, other = dict(leaves(some)), dict(leaves(others))
-
-    def equal(a: Any, b: Any) -> bool:
-        if isinstance(a, Tensor) and isinstance(b, Tensor):
-            return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, 0, 0, equal_nan=True))
-        return a is b or (type(a) is type(b) and (a == b) is True)
-
-    return one.keys() == other.keys() and all(equal(one[path], other[path]) for path in one)
 
 
 def _refused(owner: Any, why: str) -> NotSupportedError:

@@ -20,8 +20,8 @@ from picard.tolerance import Candidates, Tolerance
 
 from .belief import Belief
 from .calls import evaluate, main_tensor, with_main_tensor
-from .diffusers import Indexed
 from .guidance import Unplanned
+from .scheduled import Indexed
 from .scout import Scout
 from .stats import Stats
 

@@ -16,10 +16,10 @@ from picard.noise import Noise
 
 from .calls import Call, evaluate, main_tensor, record, with_main_tensor
 from .course import FAILURES, Course, number
-from .diffusers import Scheduled
 from .guidance import Measurement, Unplanned
 from .phase import Phase
 from .replay import Ended, Stop
+from .scheduled import Scheduled
 from .secant import overlap
 from .trace import Trace, trace_loop
 

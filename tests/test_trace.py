@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -205,3 +206,46 @@ def test_options_are_checked() -> None:
     torch.testing.assert_close(plan.times, scheduler.timesteps.double())
     with pytest.raises(NotSupportedError, match="mask"):
         adapter.trace(library.RePaintScheduler(), STEPS)
+
+
+LIMITS: dict[str, Callable[[Tensor], Tensor]] = {
+    "clamp_": lambda x: x.clamp_(-0.8, 0.8),
+    "minimum": lambda x: torch.minimum(x, torch.tensor(0.8)),
+    "where": lambda x: torch.where(x > 0.8, 0.8, x),
+    "tanh": torch.tanh,
+    "neighbours": lambda x: x + 0.1 * x.roll(1, -1),
+    "batch": lambda x: x - 0.1 * x.mean(0, keepdim=True),
+    "norm": lambda x: x / (1 + x.norm()),
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_step_that_only_looks_affine_on_probes_is_refused(limit: str) -> None:
+    ddim: Any = library.DDIMScheduler
+
+    class Limited(ddim):  # type: ignore[misc]
+        def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:
+            found = super().step(model_output, timestep, sample, **options)
+            found.prev_sample = LIMITS[limit](found.prev_sample)
+            return found
+
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    for run in (
+        lambda: adapter.trace(Limited(), STEPS),
+        lambda: adapter.sample(network, Limited(), torch.ones(1, 2), num_inference_steps=STEPS),
+    ):
+        with pytest.raises(NotSupportedError, match=r"cannot be written as a plan here|no banded recurrence"):
+            run()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_parameters_of_a_step_are_known_by_name() -> None:
+    ddim: Any = library.DDIMScheduler
+
+    class Renamed(ddim):  # type: ignore[misc]
+        def step(self, out: Tensor, t: Any, x: Tensor, **options: Any) -> Any:
+            return super().step(out, t, x, **options)
+
+    with pytest.raises(NotSupportedError, match=r"model_output, timestep and sample.*rename its parameters"):
+        adapter.trace(Renamed(), STEPS)
