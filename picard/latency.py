@@ -55,6 +55,8 @@ class Latency:
         """
         known = sorted(self.rounds.items())
         known = known if len(known) > 1 else [(1, self.step), *known]
+        if len(known) == 1:
+            return self.step
         above = next((i for i, (measured, _) in enumerate(known) if measured >= width), len(known) - 1)
         (w0, s0), (w1, s1) = known[max(above, 1) - 1], known[max(above, 1)]
         slope = (s1 - s0) / (w1 - w0)
@@ -108,7 +110,7 @@ def measure_step(setup: Setup, prepared: Prepared, latency: Latency) -> None:
 
 
 def measure_round(setup: Setup, prepared: Prepared, latency: Latency, window: int, gap: int) -> bool:
-    """Time rounds of a window, on states that stay where they are; say whether memory sufficed.
+    """Time rounds of a window, on states that stay where they are; say whether it could be done.
 
     Args:
         setup: the solve.
@@ -116,6 +118,8 @@ def measure_round(setup: Setup, prepared: Prepared, latency: Latency, window: in
         latency: is filled.
         window: nodes that a round evaluates.
         gap: how many times as many it holds.
+
+    Memory may not suffice, or the model return what is not finite, which the solve will say.
     """
     repeats = 1 + (_REPEATS if latency.step * window < _BRIEF else 1)  # the first warms up
     trial, on = _trial(setup, prepared, 1 + repeats * window * gap, window, gap)
@@ -137,6 +141,8 @@ def measure_round(setup: Setup, prepared: Prepared, latency: Latency, window: in
         raise
     largest = max(width for width, _ in taken)
     seconds = [after - before for (_, before), (width, after) in pairwise(taken) if width == largest]
+    if not seconds:
+        return False
     latency.rounds[window] = setup.problem.share(min(seconds))[0]
     return True
 

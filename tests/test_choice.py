@@ -234,3 +234,23 @@ def test_other_words_are_refused(option: str, unchecked: None) -> None:
     if option == "max_rounds":
         with pytest.raises(picard.InvalidProblemError, match="or None"):
             picard.solve(pendulum(), times(5), method="euler", max_rounds="auto")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("window", [2, 3, "auto"])
+def test_windows_too_small_to_be_measured_can_be_split(window: Any, clocked: Callable[..., Clocked]) -> None:
+    model = clocked(pendulum_drift, float)
+    for steps in (3, 20):
+        solution = picard.solve(ode(model), times(steps), method="euler", window=window, max_rows="auto")
+        torch.testing.assert_close(
+            solution.final, picard.sequential(ode(model), times(steps), method="euler").final, rtol=1e-3, atol=1e-3
+        )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("option", ["window", "max_rows"])
+def test_a_model_that_fails_at_once_says_so_too(option: str, clocked: Callable[..., Clocked]) -> None:
+    model = clocked(lambda t, x: x * math.nan, float)
+    options: dict[str, Any] = {"method": "euler", option: "auto"}
+    with pytest.raises(picard.NonFiniteError):
+        picard.solve(ode(model), times(40), **options)
+    assert picard.solve(ode(model), times(40), throw=False, **options).status == (picard.Status.NON_FINITE,)
