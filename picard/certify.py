@@ -172,6 +172,13 @@ class Certifier:
         if samples:
             self.kl[send(samples, self.kl)] = torch.inf
 
+    def give_up(self, samples: Sequence[int]) -> None:
+        """Bound nothing for samples that have not come to an end."""
+        if self.law:
+            self.void(samples)
+        elif samples:
+            self._defect[-2, send(samples, self._defect)] = torch.inf  # that of the last node
+
     def certificate(self) -> LawCertificate | PathCertificate:
         """Return the certificate of what was accepted and checked."""
         if self.law:

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from picard.adjoint import FieldAtNodes, asking, draw_everything, leaves
 from picard.backward import solve_backward
 from picard.engine import Setup
+from picard.errors import InvalidProblemError
 from picard.prepare import Prepared
 from picard.recall import Recall, recallable
 from picard.rows import map_tensors
@@ -20,6 +21,7 @@ from picard.solution import Solution
 from picard.trajectory import Trajectory, check_save
 
 Solve = Callable[[Tensor, Trajectory], Solution]
+_CHANGED = (0.005, 0.05)  # far above the rounding of TF32 and of half precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +32,13 @@ class Differentiation:
         inputs: tensors that ask for a gradient: those of the conditioning, then leaves the model captured.
         stand_ins: what the field is evaluated with: detached copies of the former, the latter themselves.
         cond: the conditioning made of these.
+        start: the field at the first node of the first sample, by which a changed model is noticed.
     """
 
     inputs: list[Tensor]
     stand_ins: list[Tensor]
     cond: Any
+    start: Tensor
 
 
 def differentiation(setup: Setup, prepared: Prepared) -> Differentiation:
@@ -60,7 +64,7 @@ def differentiation(setup: Setup, prepared: Prepared) -> Differentiation:
     with torch.enable_grad():
         value = FieldAtNodes(setup, noise, cond)(zero, zero, x0[:1].clone())  # the model may work in place
     captured = [leaf for leaf in leaves(value) if not any(leaf is copy for copy in copies)]
-    return Differentiation([*inputs, *captured], [*copies, *captured], cond)
+    return Differentiation([*inputs, *captured], [*copies, *captured], cond, value.detach().clone())
 
 
 def solve_with_gradient(setup: Setup, prepared: Prepared, save: Any, by: Differentiation, run: Solve) -> Solution:
@@ -111,7 +115,7 @@ class _Implicit(torch.autograd.Function):
         ctx.task, ctx.wants_inputs = inputs[0], len(inputs) > 2
         ctx.mark_non_differentiable(output[2])
         ctx.set_materialize_grads(False)  # or zeros as large as all that is kept
-        ctx.save_for_backward(output[2])
+        ctx.save_for_backward(output[2], *inputs[2:])  # the latter to be told of changes in place
 
     @staticmethod
     @once_differentiable
@@ -120,10 +124,11 @@ class _Implicit(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Solve the adjoint recurrence backward in time."""
         task: _Task = ctx.task
-        (kept,) = ctx.saved_tensors
+        kept, *_ = ctx.saved_tensors
         prepared, plan = task.prepared, task.prepared.plan
         noise = draw_everything(prepared, kept.shape[1]) if prepared.problem.noise_in_field else None
         field_at = FieldAtNodes(task.setup, noise, task.by.cond, task.by.stand_ins)
+        _check_unchanged(field_at, kept[0][:1], task.by.start)
         points = check_save(task.save, plan.steps)
         nodes = plan.grid_nodes[points].tolist()
         direct = {} if by_ys is None else {node: by_ys[slot] for slot, node in enumerate(nodes)}
@@ -132,3 +137,22 @@ class _Implicit(torch.autograd.Function):
         wanted = task.by.stand_ins if ctx.wants_inputs else []
         by_start, by_inputs = solve_backward(field_at, Recall(field_at, kept), start, direct, wanted)
         return (None, by_start.to(kept.dtype), *by_inputs)
+
+
+def _check_unchanged(field_at: FieldAtNodes, x: Tensor, before: Tensor) -> None:
+    """Check that the field at the first node is what it was when the problem was solved.
+
+    Raises:
+        InvalidProblemError: if it is not, for the backward pass calls the model again.
+    """
+    zero = torch.zeros(1, dtype=torch.int64, device=x.device)
+    with torch.no_grad():
+        now = field_at(zero, zero, x.clone())
+    half = now.dtype in (torch.float16, torch.bfloat16)
+    largest = before.abs().amax()
+    if bool((now - before).abs().amax() > _CHANGED[half] * largest):
+        msg = (
+            "the model must be the same in the backward pass, which calls it again; its value at the start is another: "
+            "call backward() before what it reads is changed, or give that to the problem as cond={...}"
+        )
+        raise InvalidProblemError(msg)

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from picard.advance import Advance
 from picard.device import send
 from picard.engine import Outcome, Setup, call_model
-from picard.errors import NonFiniteError
+from picard.errors import NonFiniteError, NotSupportedError
 from picard.memory import RowLimit
 from picard.move import move, only, open_windows
 from picard.prepare import Prepared
@@ -95,6 +96,8 @@ class Run:
         """Count the round, keep the accepted states, mark samples whose model failed, and tell it if anyone listens."""
         window, step = self.window, outcome.step
         self.rounds += 1
+        if self.rounds == 1:
+            _refuse_tangents(step.states)
         self.trajectory.store(window.samples, window.begin, outcome.stride, step.states)
         self._claim(outcome)
         for i, sample in enumerate(window.samples):
@@ -162,8 +165,12 @@ class Run:
         self.kept = move(self.setup, window, outcome, stride, end, most)
 
     def _repeat(self, i: int) -> None:
-        window = self.window
-        self.trajectory.repeat(window.samples[i], window.begin[i], window.state.z[i, window.state.history()])
+        """Fill what a sample has not reached with its state at the last grid point, which a step's nodes all need."""
+        window, done = self.window, self.prepared.steps_at
+        node, slot = window.begin[i], window.state.history()
+        while slot > 0 and node > 0 and done[node] == done[node - 1]:  # the window begins within a step
+            node, slot = node - 1, slot - 1
+        self.trajectory.repeat(window.samples[i], window.begin[i], window.state.z[i, slot])
 
     def _end(self, status: Status) -> None:
         for i, sample in enumerate(self.window.samples):
@@ -186,6 +193,8 @@ class Run:
     def _solution(self) -> Solution:
         setup, batch = self.setup, len(self.status)
         seconds = time.perf_counter() - self.started
+        if setup.certifier is not None:
+            setup.certifier.give_up([i for i, status in enumerate(self.status) if status is not Status.CONVERGED])
         most = RowLimit(setup.problem, setup.problem.x0).rows(setup.max_rows)
         stats = Stats(self.rounds, self.evaluations, setup.plan.nodes, batch, setup.window, self.syncs, seconds, most)
         return Solution(
@@ -199,3 +208,13 @@ class Run:
             setup.problem.noise,
             None if setup.certifier is None else setup.certifier.certificate(),
         )
+
+
+def _refuse_tangents(states: Tensor) -> None:
+    """Refuse forward-mode derivatives: states are accepted by their own changes, whatever those of tangents are."""
+    if unpack_dual(states).tangent is not None:
+        msg = (
+            "forward-mode derivatives (jvp, jacfwd) of a parallel solve are not offered: write picard.sequential in "
+            "its place, or take them in reverse mode (torch.autograd.grad)"
+        )
+        raise NotSupportedError(msg)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchdiffeq
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import picard
 from picard.integrators import DDIM, DPMSolver
@@ -285,3 +286,53 @@ def test_tensors_that_the_first_row_does_not_show_are_not_forgotten(start_asks: 
     solution = picard.solve(picard.ODE(drift, x0, cond={"shown": False}), times(end=0.2), method="rk4")
     with pytest.raises(picard.NotSupportedError, match=r"0 \* tensor\.sum"):
         solution.final.sum().backward()
+
+
+def test_what_changes_before_the_backward_pass_is_noticed() -> None:
+    net = Net()
+    scale = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    problem = picard.ODE(lambda t, x, scale: net(t, x, scale[:, None]), normal(2, 4), cond={"scale": scale})
+    for changed in (next(net.parameters()), scale):
+        total = loss(picard.solve(problem, times(), method="heun"))
+        with torch.no_grad():
+            changed.mul_(1.5)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            total.backward()
+
+
+@pytest.mark.parametrize("method", ["euler", "rk4"])
+def test_a_control_that_is_set_anew_for_every_segment_is_noticed(method: str) -> None:
+    net, x = Net(), normal(2, 4)
+    held = {"control": torch.zeros(4, dtype=torch.float64)}
+    for level in (0.0, 1.0):
+        held["control"] = torch.full((4,), level, dtype=torch.float64)
+        x = picard.solve(picard.ODE(lambda t, x: net(t, x) + held["control"], x), times(), method=method).final
+    with pytest.raises(picard.InvalidProblemError, match="the same in the backward pass"):
+        x.sum().backward()
+    x = normal(2, 4)
+    for control in (torch.zeros(2, 4, dtype=torch.float64), torch.ones(2, 4, dtype=torch.float64)):
+        problem = picard.ODE(lambda t, x, control: net(t, x) + control, x, cond={"control": control})
+        x = picard.solve(problem, times(), method=method).final
+    x.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # which PyTorch's forward mode calls
+@pytest.mark.parametrize("by", ["state", "captured", "dual"])
+def test_forward_mode_is_refused_where_tangents_would_not_have_converged(by: str) -> None:
+    x0, rate = normal(1, 3), torch.tensor(0.5, dtype=torch.float64)
+
+    def run(solver: Any, x: Tensor, rate: Tensor) -> Tensor:
+        return solver(picard.ODE(lambda t, x: -rate * x, x), times(), method="rk4").final
+
+    def tangent(solver: Any) -> Tensor:
+        if by == "state":
+            return torch.func.jvp(lambda x: run(solver, x, rate), (x0,), (torch.ones_like(x0),))[1]
+        if by == "captured":
+            return torch.func.jvp(lambda rate: run(solver, x0, rate), (rate,), (torch.ones_like(rate),))[1]
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(run(solver, forward_ad.make_dual(x0, torch.ones_like(x0)), rate)).tangent
+
+    right = torch.exp(-rate) * (-x0 if by == "captured" else torch.ones_like(x0))
+    torch.testing.assert_close(tangent(picard.sequential), right, rtol=1e-6, atol=1e-6)
+    with pytest.raises(picard.NotSupportedError, match=r"write picard\.sequential in its place"):
+        tangent(picard.solve)

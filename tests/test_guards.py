@@ -209,6 +209,28 @@ def test_too_few_rounds() -> None:
             assert torch.equal(solution.final[b], solution.ys[reached, b])
 
 
+def after(rounds: int) -> Callable[[picard.RoundInfo], bool]:
+    return lambda info: info.round == rounds
+
+
+@pytest.mark.parametrize("save", ["all", "last"])
+@pytest.mark.parametrize("method", ["midpoint", "heun3", "rk4"])
+def test_what_was_not_reached_repeats_a_state_of_the_grid_and_no_stage(method: str, save: Any) -> None:
+    expected = picard.sequential(pendulum(2), GRID, method=method, save="all").ys
+    options: dict[str, Any] = {"method": method, "window": 7, "save": save, "tolerance": 1e-12, "throw": False}
+    for rounds in range(1, 12):
+        ended = picard.solve(pendulum(2), GRID, max_rounds=rounds, **options)
+        stopped = picard.solve(pendulum(2), GRID, callback=after(rounds), **options)
+        for solution in (ended, stopped):
+            for b, reached in enumerate(solution.converged):
+                torch.testing.assert_close(solution.final[b], expected[reached, b])
+                assert torch.equal(solution.ys[-1, b], solution.final[b])
+    failed = picard.solve(broken(13, 1), GRID, method=method, window=7, save=save, tolerance=1e-12, throw=False)
+    assert failed.converged == (40, 13 if method != "rk4" else failed.converged[1], 40)
+    whole = picard.solve(broken(13, 7), GRID, method=method, save="all", tolerance=1e-12).ys
+    torch.testing.assert_close(failed.final[1], whole[failed.converged[1], 1])
+
+
 def test_a_sample_that_is_through_when_the_rounds_are_has_converged() -> None:
     problem = picard.ODE(
         lambda t, x, still: torch.where(still[:, None], 0.0, pendulum_drift(t, x)),

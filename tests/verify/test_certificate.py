@@ -184,3 +184,22 @@ def test_a_total_variation_budget_is_kept_at_little_cost() -> None:
     assert isinstance(within.certificate, LawCertificate)
     assert within.certificate.tv <= 0.05
     assert within.stats.evaluations <= 1.2 * usual.stats.evaluations
+
+
+def test_what_was_not_reached_is_not_certified() -> None:
+    matrix = torch.tensor([[-0.5, 0.9], [-0.9, 0.2]], dtype=F64)
+    ode = picard.ODE(lambda t, x: torch.where(x > 5, math.nan, x @ matrix), torch.tensor([[1.0, 0], [9, 0]], dtype=F64))
+    grid: Any = torch.linspace(0, 2, 41, dtype=F64)
+    for problem, points, method in ((ode, grid, "heun"), (act32(2), 100, "ddpm")):
+        options: dict[str, Any] = {"method": method, "window": 8, "certify": True, "throw": False}
+        stopped = picard.solve(problem, points, callback=lambda info: info.round == 3, **options)
+        for certificate in (picard.solve(problem, points, max_rounds=3, **options).certificate, stopped.certificate):
+            if isinstance(certificate, LawCertificate):
+                assert certificate.tv == 1
+            else:
+                assert isinstance(certificate, PathCertificate)
+                assert torch.isinf(certificate.trajectory_bound(1.0)).all()
+                assert torch.isinf(certificate.residual).all()
+    certificate = picard.solve(ode, grid, method="heun", window=8, certify=True, throw=False).certificate
+    assert isinstance(certificate, PathCertificate)
+    assert torch.isinf(certificate.trajectory_bound()).tolist() == [False, True]
