@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from picard.errors import DistributedError, InvalidProblemError, NotSupportedError, describe
 from picard.memory import out_of_memory
-from picard.problem import Problem
+from picard.problem import Problem, Result
 from picard.ranks import Ranks, digest
 from picard.rows import Rows, checked
 from picard.sde import SDE, AbsorbedSDE
@@ -138,6 +138,21 @@ class SpreadProblem(Problem):
             )
             raise DistributedError(msg)
 
+    def together(self, look: Callable[[], Result]) -> Result:
+        """Call a function that calls the model of this rank.
+
+        Raises:
+            DistributedError: if it raises on another rank.
+        """
+        found, error = None, None
+        try:
+            found = look()
+        except Exception as raised:  # noqa: BLE001  # whatever it is, the other ranks must hear of it
+            error = raised
+        texts = self.ranks.gather_objects(None if error is None else _told(error))
+        self._raise_told(texts, error)
+        return cast("Result", found)
+
     def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Evaluate this rank's share of the rows, and gather what the others found.
 
@@ -183,12 +198,17 @@ class SpreadProblem(Problem):
         if _RAISED not in flags:
             msg = f"out of memory on rank {flags.index(_OUT_OF_MEMORY)}"
             raise torch.OutOfMemoryError(msg) from error  # the same on all ranks, which then split the call alike
-        texts = self.ranks.gather_objects(None if error is None else f"{type(error).__name__}: {error}")
+        self._raise_told(self.ranks.gather_objects(None if error is None else _told(error)), error)
+
+    @staticmethod
+    def _raise_told(texts: list[str | None], error: Exception | None) -> None:
+        """Raise if the model failed on a rank, by what every rank has told of its own."""
         if error is not None:
             raise error
-        rank = flags.index(_RAISED)
-        msg = f"the model must not raise; it did on rank {rank} of {len(flags)}: {texts[rank]}"
-        raise DistributedError(msg)
+        rank = next((i for i, text in enumerate(texts) if text is not None), None)
+        if rank is not None:
+            msg = f"the model must not raise; it did on rank {rank} of {len(texts)}: {texts[rank]}"
+            raise DistributedError(msg)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,6 +224,10 @@ class SpreadSDE(SDE):
     def absorb(self, grid: Tensor) -> Problem:
         """Absorb the noise on a grid, and spread the result."""
         return _spread(super().absorb(grid), self.ranks)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _refuse_graph(value: Tensor) -> None:

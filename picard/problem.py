@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from picard.errors import InvalidProblemError, describe
 from picard.grid import Levels, Times
 from picard.noise import Noise
 from picard.rows import Rows
+
+Result = TypeVar("Result")
 
 
 class Problem(ABC):
@@ -102,6 +104,10 @@ class Problem(ABC):
         Args:
             facts: returns what decides the solve, by name.
         """
+
+    def together(self, look: Callable[[], Result]) -> Result:
+        """Call a function that calls the model in this process alone; if it raises in one, it raises in all."""
+        return look()
 
     def conditioning(self) -> Mapping[str, Any]:
         """Return everything that is repeated per row."""

@@ -83,7 +83,10 @@ def evaluate(
     parts: list[tuple[Tensor, Tensor | None]] = []
     while start < count:
         piece = rows.part(start, min(start + size, count))
-        version = _version(piece.x)
+        if piece.x.is_inference():  # which does not count its changes
+            with torch.inference_mode(mode=False), torch.no_grad():
+                piece = replace(piece, x=piece.x.clone())
+        before = _version(piece.x), _version(piece.t)
         try:
             found: tuple[Tensor, Tensor | None]
             found = (problem.output(piece), None) if output else problem.field(piece)
@@ -92,26 +95,39 @@ def evaluate(
                 value, diffusion = value.clone(), None if diffusion is None else diffusion.clone()
             parts.append((value, diffusion))
         except Exception as error:
-            if len(piece.x) == 1 or not out_of_memory(error):
+            if len(piece.x) == 1 or not out_of_memory(error) or before != (_version(piece.x), _version(piece.t)):
                 raise
             size = limit.halve(len(piece.x))
         else:
             start += len(piece.x)
-        if _version(piece.x) != version:
-            msg = (
-                "the model must leave its input as it is; it changed the states in place, which are still needed: "
-                "write -x for x.neg_(), or begin with x = x.clone()"
-            )
-            raise InvalidProblemError(msg)
+        if _version(piece.x) != before[0]:
+            raise _changed("the states, which are", "x")
+        if not piece.cond.intact():
+            raise _changed("the conditioning, which is", "c")
     if len(parts) == 1:
         return parts[0]
     diffusions = [diffusion for _, diffusion in parts if diffusion is not None]
     return torch.cat([value for value, _ in parts]), torch.cat(diffusions) if diffusions else None
 
 
+def _changed(what: str, name: str) -> InvalidProblemError:
+    return InvalidProblemError(
+        f"the model must leave its input as it is; it changed in place {what} still needed: "
+        f"write -{name} for {name}.neg_(), or begin with {name} = {name}.clone()"
+    )
+
+
 def _version(x: Tensor) -> int:
     """Count the changes of a tensor in place; inference tensors do not count them."""
     return 0 if x.is_inference() else x._version
+
+
+def _versions(values: Any) -> int:
+    """Count the changes in place of all tensors in dicts, lists and tuples."""
+    if isinstance(values, Tensor):
+        return _version(values)
+    inside = values.values() if isinstance(values, Mapping) else values if isinstance(values, (list, tuple)) else ()
+    return sum(map(_versions, inside))
 
 
 def kicked(value: Tensor, diffusion: Tensor | None, noise: Tensor | None) -> Tensor:
@@ -157,6 +173,7 @@ class Conditioning:
         self._batch = batch
         self._arrangement: object = None
         self._kept: dict[tuple[int, int], Mapping[str, Any]] = {}
+        self._versions: dict[tuple[int, int], int] = {}
 
     def of(self, arrangement: object, samples: Int[Tensor, " rows"]) -> RowCond:
         """Return the conditioning of rows that belong to the given samples; `arrangement` names that tensor."""
@@ -172,7 +189,15 @@ class Conditioning:
         if span not in self._kept:
             samples = rows.samples[rows.start : rows.stop]
             self._kept[span] = map_tensors(self._cond, lambda value: self._repeat(value, samples))
+            self._versions[span] = _versions(self._kept[span])
         return self._kept[span]
+
+    def intact(self, rows: RowCond) -> bool:
+        """Say whether what was repeated for some rows, if anything was, is as it was."""
+        span = (rows.start, rows.stop)
+        if rows.arrangement != self._arrangement or span not in self._kept:
+            return True
+        return _versions(self._kept[span]) == self._versions[span]
 
     def _repeat(self, value: Tensor, samples: Tensor) -> Tensor:
         if value.ndim == 0 or len(value) != self._batch:
@@ -199,6 +224,10 @@ class RowCond:
     def tensors(self) -> Mapping[str, Any]:
         """Return the keyword arguments of the model, every batch tensor repeated per row."""
         return self.source.repeated(self)
+
+    def intact(self) -> bool:
+        """Say whether they are as they were, if they were asked for."""
+        return self.source.intact(self)
 
 
 def map_tensors(value: Any, apply: Callable[..., Any], *others: Any) -> Any:

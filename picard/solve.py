@@ -162,7 +162,9 @@ def solve(
         setup = replace(setup, window=choice.window, max_rows=choice.max_rows)
     by_step = window == "auto" and setup.window == 1 and not (certified or callback or max_rounds)
 
-    by = differentiation(setup, prepared) if torch.is_grad_enabled() else None
+    by = None
+    if torch.is_grad_enabled():
+        by = prepared.problem.together(lambda: differentiation(setup, prepared))
 
     def run(x0: Tensor, trajectory: Trajectory) -> Solution:
         spent = 0 if by is None else 1  # the row that told what the model depends on

@@ -174,6 +174,20 @@ def a_model_that_raises_on_one_rank_ends_all() -> None:
     same((pendulum(), times(20), "euler"))  # the group is as good as new
 
 
+def a_model_that_raises_at_its_first_call_ends_all() -> None:
+    def drift(t: Tensor, x: Tensor) -> Tensor:
+        if dist.get_rank() == 1:
+            msg = "broken weights"
+            raise KeyError(msg)
+        return -x
+
+    for grad in (True, False):  # with gradients, one row is evaluated before, by every rank for itself
+        expected = (picard.DistributedError, KeyError)[dist.get_rank()]
+        with torch.set_grad_enabled(grad), pytest.raises(expected, match="broken weights"):
+            picard.solve(spread(picard.ODE(drift, start(2, 2))), times(30), method="euler", window=5)
+        same((pendulum(), times(20), "euler"))
+
+
 def measured_windows_are_the_same_on_all_ranks() -> None:
     def drift(t: Tensor, x: Tensor) -> Tensor:
         time.sleep(0.001 * (1 + dist.get_rank() * len(x)))  # cheap in a batch on one rank, costly on the other
@@ -224,6 +238,7 @@ TOGETHER = (
     the_sequential_solver_refuses_gradients,
     ranks_that_disagree_are_told_in_what,
     a_model_that_raises_on_one_rank_ends_all,
+    a_model_that_raises_at_its_first_call_ends_all,
     a_wrong_shape_on_one_rank_ends_all,
     measured_windows_are_the_same_on_all_ranks,
     memory_that_is_short_on_one_rank_splits_the_calls_of_all,

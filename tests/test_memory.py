@@ -59,6 +59,18 @@ def test_a_single_row_that_does_not_fit_is_an_error() -> None:
 
 
 @torch.no_grad()
+def test_a_call_whose_time_has_been_changed_is_not_tried_again() -> None:
+    def drift(t: Tensor, x: Tensor) -> Tensor:
+        t.mul_(2)
+        if len(x) > 10:
+            raise torch.OutOfMemoryError("20 GiB")
+        return torch.cos(t)[:, None] * x
+
+    with pytest.raises(torch.OutOfMemoryError, match="20 GiB"):
+        picard.solve(picard.ODE(drift, start(1, 2)), times(100), method="euler", window=32)
+
+
+@torch.no_grad()
 def test_two_methods_of_an_object_are_two_models() -> None:
     class Pair:
         def heavy(self, t: Tensor, x: Tensor) -> Tensor:

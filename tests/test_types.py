@@ -118,14 +118,26 @@ def test_inputs_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("solver", [picard.solve, picard.sequential])
-@pytest.mark.parametrize("grad", [True, False])
-def test_a_drift_that_works_in_place_is_refused(solver: Any, grad: bool) -> None:
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_a_drift_that_works_in_place_is_refused(solver: Any, mode: Any) -> None:
     """Its results would be wrong, since the states are still needed."""
     x0, grid = start(2, 2), times(20)
     before = x0.clone()
-    with torch.set_grad_enabled(grad), pytest.raises(picard.InvalidProblemError, match="in place"):
+    with mode(), pytest.raises(picard.InvalidProblemError, match="changed in place the states"):
         solver(picard.ODE(lambda t, x: x.neg_(), x0), grid, method="euler")
     assert torch.equal(x0, before)
+
+
+@pytest.mark.parametrize("solver", [picard.solve, picard.sequential])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_drift_that_changes_its_conditioning_is_refused(solver: Any, grad: bool, batch: int) -> None:
+    def drift(t: Tensor, x: Tensor, deep: dict[str, list[Tensor]]) -> Tensor:
+        return x * deep["rates"][0].mul_(2)[:, None]
+
+    problem = picard.ODE(drift, start(batch, 2), cond={"deep": {"rates": [torch.ones(batch, dtype=F64)]}})
+    with torch.set_grad_enabled(grad), pytest.raises(picard.InvalidProblemError, match="changed in place the cond"):
+        solver(problem, times(20), method="euler")
 
 
 @pytest.mark.parametrize("solver", [picard.solve, picard.sequential])
