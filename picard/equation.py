@@ -75,12 +75,14 @@ def channels_of(evaluate: Field, ts: Tensor, y0: Tensor, noise_type: str, *, row
         InvalidProblemError: if a shape is not what the noise type asks for.
     """
     drift, diffusion = evaluate(ts[:1].expand(len(y0)) if rows else ts[0], y0)
-    shape = tuple(y0.shape) if noise_type == "diagonal" else (*y0.shape, *diffusion.shape[2:3])
-    if drift.shape != y0.shape or tuple(diffusion.shape) != shape or (noise_type == "scalar" and shape[2] != 1):
+    channels = {"diagonal": (), "scalar": (1,)}.get(noise_type, tuple(diffusion.shape[2:3]) or (1,))
+    if drift.shape != y0.shape or tuple(diffusion.shape) != (*y0.shape, *channels):
         wanted = {"diagonal": "(batch, d)", "scalar": "(batch, d, 1)"}.get(noise_type, "(batch, d, channels)")
+        short = channels and diffusion.shape == y0.shape
+        fix = ': write g[..., None] for one channel, or noise_type = "diagonal" for one a number' if short else ""
         msg = (
             f"f must return (batch, d) and g {wanted} for {noise_type} noise, y being {describe(y0)}; "
-            f"f returned {describe(drift)}, g {describe(diffusion)}"
+            f"f returned {describe(drift)}, g {describe(diffusion)}{fix}"
         )
         raise InvalidProblemError(msg)
-    return shape[-1]
+    return int(diffusion.shape[-1])

@@ -284,6 +284,11 @@ class Wrong(Scalar):
     g = staticmethod(lambda t, y: y[..., None])
 
 
+class NoChannel(Scalar):
+    def __init__(self, noise_type: str) -> None:
+        self.noise_type = noise_type
+
+
 class Number(Scalar):
     f = staticmethod(lambda t, y: 1.0)  # type: ignore[assignment]
 
@@ -321,6 +326,14 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"sde": Number()}, InvalidProblemError, r"must return tensors; one returned 1\.0"),
     ({"ts": torch.tensor([0.0, 1.0], dtype=torch.bfloat16)}, InvalidGridError, r"write ts\.float\(\)"),
     ({"sde": Wrong()}, InvalidProblemError, "for diagonal noise"),
+    *(
+        (
+            {"sde": NoChannel(name), "method": "euler"},
+            InvalidProblemError,
+            rf"for {name} noise, .*write g\[\.\.\., None\]",
+        )
+        for name in ("scalar", "additive", "general")
+    ),
     ({"sde": Untyped()}, InvalidProblemError, "sde_type must be one of ito, stratonovich"),
 ]
 
