@@ -26,6 +26,7 @@ from picard.tolerance import NoiseRatio, RelAbs, Tolerance
 from picard.trajectory import Trajectory
 
 logger = logging.getLogger("picard")
+_TIGHT = 1e-8  # where no relative accuracy is asked for: below any error the states leave, for a few rounds more
 
 
 def solve_backward(
@@ -178,9 +179,12 @@ def _guess(forward: Guess, tables: Tables, state: tuple[int, ...]) -> Guess:
 
 
 def _tolerance(forward: Tolerance) -> RelAbs:
-    """Ask of the gradient, whose scale is the loss's, the relative accuracy asked of the states."""
+    """Ask of the gradient, whose scale is the loss's, the relative accuracy asked of the states.
+
+    An absolute tolerance has the states' unit and says nothing of the gradient; nor does a rule of another kind.
+    """
     if isinstance(forward, RelAbs):
-        return RelAbs(max(forward.rtol, forward.atol), 0.0)
+        return RelAbs(forward.rtol or min(forward.atol, _TIGHT), 0.0)
     if isinstance(forward, NoiseRatio):
         return RelAbs(1e-2 * forward.tau, 0.0)
-    return RelAbs(1e-4, 0.0)
+    return RelAbs(_TIGHT, 0.0)

@@ -144,6 +144,29 @@ def test_the_backward_pass_has_a_tolerance_of_its_own_where_the_device_decides()
     agree(lambda: picard.ODE(Net(), x), times(), "euler", [x], guess="hold", sync_every=3)
 
 
+class Unscaled(picard.Tolerance):
+    """A rule that says no relative size."""
+
+    def bound(self, candidates: Any) -> Tensor:
+        return torch.full_like(candidates.size, 1e-10)
+
+
+@pytest.mark.parametrize(
+    "tolerance",
+    [picard.RelAbs(1e-8, 10.0), picard.RelAbs(0.0, 10.0), Unscaled(), picard.FixedRounds(12)],
+    ids=["large unit", "absolute alone", "own rule", "fixed rounds"],
+)
+def test_the_accuracy_of_a_gradient_does_not_follow_the_unit_of_the_states(tolerance: picard.Tolerance) -> None:
+    """Linear, so that the gradient by the start does not depend on the states along which it is taken."""
+    x0 = torch.tensor([[1e5, 0.0]], dtype=torch.float64, requires_grad=True)
+    turn = torch.tensor([[-0.1, -3.0], [3.0, -0.1]], dtype=torch.float64)
+    problem = picard.ODE(lambda t, x: x @ turn.T * (1.5 + torch.sin(3 * t))[:, None], x0)
+    (expected,) = torch.autograd.grad(picard.sequential(problem, times(100, 3.0), method="rk4").final[0, 0], x0)
+    solution = picard.solve(problem, times(100, 3.0), method="rk4", tolerance=tolerance)
+    (given,) = torch.autograd.grad(solution.final[0, 0], x0)
+    torch.testing.assert_close(given, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(("method", "window"), [*((method, 5) for method in METHODS), ("midpoint", 1), ("rk4", 64)])
 def test_gradcheck(method: str, window: int) -> None:
     net = Net(2)
