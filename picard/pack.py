@@ -82,7 +82,7 @@ class Pack:
             part = part.reshape((*outer, *padded)).expand((*outer, *shape))
         elif (_dense(inner) != _dense(shape)) if self._single else inner.numel() != shape.numel():
             raise InvalidProblemError(msg + describe(part))
-        real = torch.view_as_real(part.to(dtype)) if dtype.is_complex else part
+        real = torch.view_as_real(part.to(dtype).resolve_conj()) if dtype.is_complex else part
         return real.reshape((*outer, math.prod(real.shape[lead:]))).to(self.dtype)
 
     def unpack(self, x: Tensor) -> Any:
@@ -91,7 +91,7 @@ class Pack:
         for part, shape, dtype in zip(x.split(self._sizes, -1), self._shapes, self._dtypes, strict=True):
             if dtype.is_complex:
                 pairs = part.to(dtype.to_real()).reshape((*x.shape[:-1], *shape, 2))
-                parts.append(torch.view_as_complex(pairs.contiguous()))
+                parts.append(torch.complex(*pairs.unbind(-1)))  # a view needs an even offset, and may not have one
             else:
                 parts.append(part.reshape((*x.shape[:-1], *shape)).to(dtype))
         return parts[0] if self._single else tuple(parts)

@@ -151,6 +151,25 @@ def test_complex_states() -> None:
     assert_same(odeint(drift, y0, grid(), method="rk4", **EXACT), reference(drift, y0, grid(), method="rk4"))
 
 
+@pytest.mark.parametrize("drift", [lambda t, y: y.conj(), lambda t, y: y.mH], ids=["conj", "mH"])
+def test_conjugates_that_are_not_worked_out(drift: Any) -> None:
+    y0 = torch.randn(2, 2, dtype=torch.complex128).conj()
+    assert_same(odeint(drift, y0, grid(), method="rk4", **EXACT), reference(drift, y0, grid(), method="rk4"))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("window", [1, 64])
+def test_tuples_of_real_and_complex_states(count: int, window: int) -> None:
+    def drift(t: Tensor, y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return -y[0] * t, 1j * y[1] + y[0].sum()
+
+    y0 = (torch.randn(count, dtype=F64), torch.randn(2, dtype=torch.complex128))
+    given = odeint(drift, y0, grid(), method="rk4", options={"window": window}, **EXACT)
+    for part, one, other in zip(y0, given, reference(drift, y0, grid(), method="rk4"), strict=True):
+        assert one.dtype == part.dtype
+        assert_same(one.to(other.dtype), other)  # torchdiffeq makes every part complex
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
