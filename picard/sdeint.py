@@ -174,7 +174,7 @@ def _check_ts(ts: Any, y0: Tensor) -> Tensor:
 def _grid(ts: Tensor, dt: float | Tensor) -> Tensor:
     """Add up steps in the dtype of ts, one after the other, as torchsde does; the last one ends at ts[-1]."""
     size = float(dt)
-    values = ts.detach().cpu().numpy()
+    values = np.array(ts.tolist(), str(ts.dtype).removeprefix("torch."))  # torch.func hides memory from .numpy()
     if not size > 0:
         msg = f"dt must be positive; given {size:g}"
         raise InvalidGridError(msg)
@@ -186,7 +186,7 @@ def _grid(ts: Tensor, dt: float | Tensor) -> Tensor:
     if len(inside) > 1 and not inside[-1] > inside[-2]:
         msg = f"dt must change the time; {size:g} is lost in the rounding of {ts.dtype} at {values[-1]:g}: use float64"
         raise InvalidGridError(msg)
-    return torch.cat([torch.from_numpy(inside), ts.detach().cpu()[-1:]]).to(ts.device)
+    return torch.from_numpy(np.append(inside, values[-1:])).to(ts.device)
 
 
 def _noise(bm: Any, y0: Tensor, channels: int, grid: Tensor, *, rows: bool) -> Noise:

@@ -206,11 +206,8 @@ def test_gradcheck_of_a_diffusion_model_with_guidance(method: Any) -> None:
     assert torch.autograd.gradcheck(final, inputs)
 
 
+@pytest.mark.usefixtures("listed_under_grad")
 def test_torch_func_grad_by_state_and_by_parameters() -> None:
-    try:
-        torch.func.grad(lambda x: x.sum() + torch.zeros(1).tolist()[0])(torch.ones(1))
-    except RuntimeError:
-        pytest.skip("this torch cannot list numbers under torch.func.grad")
     net, x0 = Net(), normal(3, 4)
 
     def by_state(x: Tensor) -> Tensor:

@@ -159,6 +159,24 @@ def test_gradients(sde_type: str, noise_type: str, method: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.usefixtures("listed_under_grad")
+@pytest.mark.parametrize("ts", [[0.0, 1.0], torch.tensor([0.0, 1.0], dtype=F64)], ids=["list", "tensor"])
+def test_torch_func_grad(ts: Any) -> None:
+    def last(y0: Tensor, rate: Tensor) -> Tensor:
+        class Decay:
+            sde_type, noise_type = "ito", "diagonal"
+            f, g = staticmethod(lambda t, y: -rate * y), staticmethod(lambda t, y: 0.3 * torch.cos(y))
+
+        noise, options = picard.Noise.from_seed(0), {"rows": True}
+        return sdeint(Decay(), y0, ts, bm=noise, method="euler", dt=0.1, options=options, **EXACT)[-1].sum()
+
+    y0, rate = start().requires_grad_(), torch.tensor(0.5, dtype=F64, requires_grad=True)
+    expected = torch.autograd.grad(last(y0, rate), (y0, rate))
+    given = torch.func.grad(last, (0, 1))(y0.detach(), rate.detach())
+    for one, other in zip(given, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def rows_f(t: Tensor, y: Tensor) -> Tensor:
     return torch.sin(2 * y) + torch.cos(t)[:, None]
 
