@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from picard.device import send, take
+from picard.device import take
 from picard.entering import Entering, Guess
 from picard.errors import InvalidProblemError, close_match, describe
 from picard.expected import Expected
@@ -18,6 +17,7 @@ from picard.plan import Plan
 from picard.shapes import Float
 from picard.solution import Solution
 from picard.tables import Tables
+from picard.warm import Warm
 
 GUESSES = ("extrapolate", "eager", "hold", "copy")
 
@@ -37,28 +37,6 @@ class Copy:
         return take(entering.known, entering.slot).expand(-1, entering.wanted, -1)
 
 
-@dataclass(frozen=True, eq=False)
-class Warm:
-    """Start from a given trajectory, for example the previous solution of a slightly different problem.
-
-    Attributes:
-        states: shape (nodes, batch, dims).
-    """
-
-    carries_noise: ClassVar[bool] = False
-    states: Tensor
-
-    @property
-    def opens(self) -> bool:
-        """Say that first windows are full."""
-        return True
-
-    def __call__(self, entering: Entering) -> Float[Tensor, "batch count dims"]:
-        """Return the trajectory's states."""
-        nodes = entering.new(1).clamp_max(len(self.states) - 1)
-        return self.states[nodes, send(entering.places.samples, nodes)[:, None]]
-
-
 def resolve_guess(
     given: object, plan: Plan, tables: Tables, x0: Tensor, wide: torch.dtype, *, noisy: bool = False
 ) -> Guess:
@@ -70,7 +48,8 @@ def resolve_guess(
 
     Args:
         given: `"extrapolate"`, `"eager"`, `"hold"`, `"copy"`, a tensor of shape (steps + 1, batch, *state), a
-            `Solution` with as many points, or `Expected` field values; `None` for the problem's usual guess.
+            `Solution` with as many points, used as far as it converged, or `Expected` field values; `None` for the
+            problem's usual guess.
         plan: the plan.
         tables: its coefficients.
         x0: initial states.
@@ -108,14 +87,7 @@ def resolve_guess(
     if not bool(torch.isfinite(trajectory).all()):
         msg = "a warm start must be finite; given a trajectory with non-finite values"
         raise InvalidProblemError(msg)
-    states = trajectory.to(x0.device, wide).flatten(2)
-    share = send(_share_of_step(plan).to(wide), states)[:, None, None]
-    return Warm(torch.lerp(states[plan.step], states[plan.step + 1], share))
-
-
-def _share_of_step(plan: Plan) -> Tensor:
-    """Say how far into its step every node is, from 0 to 1; nodes inside a step start between its two grid points."""
-    starts = plan.times[plan.grid_nodes[:-1]]
-    length = torch.cat([starts.diff(), plan.factor[-1:, 1] if plan.yardstick is None else starts.new_ones(1)])
-    share = (plan.times - starts[plan.step]) / length[plan.step]
-    return share.nan_to_num(0.0).clamp(0, 1)  # where a model is given the same time again there is no way to go
+    usual = resolve_guess(None, plan, tables, x0, wide, noisy=noisy)
+    converged = given.converged if isinstance(given, Solution) and min(given.converged) < plan.steps else None
+    points, smooth = trajectory.to(x0.device, wide).flatten(2), plan.yardstick is None and not noisy
+    return Warm.along(plan, tables, points, usual, smooth=smooth, converged=converged)

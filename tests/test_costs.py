@@ -186,15 +186,3 @@ def test_evaluations_are_rows_of_the_model_with_gradients_enabled_too() -> None:
     drift = Counted(pendulum_drift)
     solution = picard.solve(picard.ODE(drift, start(3, 2)), times(30), method="euler")
     assert sum(drift.rows) == solution.stats.evaluations
-
-
-def test_a_warm_start_costs_fewer_rounds() -> None:
-    gain = torch.linspace(1, 3, 3, dtype=F64)
-    grid = times(200)
-    options: dict[str, Any] = {"method": "euler", "window": 50, "save": "all"}
-    first = picard.solve(picard.ODE(pendulum_drift, start(3, 2), cond={"gain": gain}), grid, **options)
-    nearby = picard.ODE(pendulum_drift, start(3, 2), cond={"gain": 1.001 * gain})
-    cold, warm = picard.solve(nearby, grid, **options), picard.solve(nearby, grid, guess=first, **options)
-    assert warm.stats.rounds < cold.stats.rounds
-    expected = picard.sequential(nearby, grid, method="euler").final
-    torch.testing.assert_close(warm.final, expected, rtol=1e-3, atol=1e-4)
