@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from picard.device import send
 from picard.errors import NotSupportedError, close_match
+from picard.shapes import Float
+from picard.solution import Solution, Status
 
-SOLVER_OPTIONS = ("window", "max_rows", "max_rounds", "tolerance", "linearization", "guess", "callback", "progress")
+SOLVER_OPTIONS: tuple[str, ...] = ("window", "max_rows", "max_rounds", "tolerance", "linearization", "guess")
+SOLVER_OPTIONS += ("callback", "progress", "throw")
 
 
 def check_options(given: Mapping[str, Any], known: Sequence[str], name: str) -> None:
@@ -37,3 +42,21 @@ def check_constant(name: str, t: Tensor) -> None:
             "solve over times from 0 to 1 what runs T times as fast, T * func(T * t, y)"
         )
         raise NotSupportedError(msg)
+
+
+def reached(solution: Solution, points: Tensor) -> Float[Tensor, "points batch *state"]:
+    """Return the states at some grid points, NaN where a sample failed before: no status comes with them.
+
+    Args:
+        solution: what was saved at the points.
+        points: their indices, shape (points,), on the CPU.
+    """
+    ends = [
+        steps if status in (Status.NON_FINITE, Status.MAX_ROUNDS) else math.inf
+        for status, steps in zip(solution.status, solution.converged, strict=True)
+    ]
+    lost = points[:, None] > torch.tensor(ends, device="cpu")
+    if not bool(lost.any()):
+        return solution.ys
+    lost = send(lost, solution.ys).reshape(*lost.shape, *[1] * (solution.ys.ndim - 2))
+    return solution.ys.masked_fill(lost, math.nan)

@@ -83,8 +83,9 @@ class NonFiniteError(PicardError, ArithmeticError):
             "drift": "check the model at this input; where the state has grown without bound before, use more steps",
             "state": "the step overflows: use more steps, a wider dtype or another method",
         }[where]
+        which = f" of sample {sample}" if solution.stats.batch > 1 else ""
         super().__init__(
-            f"the {where} must be finite; it is not at step {step} (time {time:g}) of sample {sample}, "
+            f"the {where} must be finite; it is not at step {step} (time {time:g}){which}, "
             f"in round {round_number}: {advice}"
         )
         self.round, self.step, self.time, self.sample, self.where = round_number, step, time, sample, where

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from picard.device import fetch
-from picard.doors import SOLVER_OPTIONS, check_constant, check_options
+from picard.doors import SOLVER_OPTIONS, check_constant, check_options, reached
 from picard.errors import (
     InvalidGridError,
     InvalidProblemError,
@@ -113,7 +113,7 @@ def odeint(
             `"cubic"`) between its points; `perturb`, which must be false; `rows=True` if func takes rows itself, t
             (rows,) and y (rows, *state), which gives every sample of the batch y0 (batch, *state) its own window; and
             of `solve`: `window`, `max_rows`, `max_rounds`, `tolerance`, `linearization`, `guess`, `callback`,
-            `progress`.
+            `progress`, `throw`; with `throw=False` the states after a failure are NaN.
         event_fn: not supported.
 
     Returns:
@@ -149,12 +149,13 @@ def odeint(
     keywords = {name: chosen[name] for name in SOLVER_OPTIONS if name in chosen}
     keywords.setdefault("tolerance", RelAbs(_number("rtol", rtol), _number("atol", atol)))
     solution = solve(problem, grid, method=integrator, save=readout.points, **keywords)
+    ys = reached(solution, readout.points)
     if chosen.get("interp") == "cubic":
         stats = solution.stats
         most = stats.window * stats.batch if stats.max_rows is None else min(stats.window * stats.batch, stats.max_rows)
-        found = readout.cubic(solution.ys, problem, most)
+        found = readout.cubic(ys, problem, most)
     else:
-        found = readout.linear(solution.ys)
+        found = readout.linear(ys)
     return pack.unpack(found if rows else found[:, 0])
 
 

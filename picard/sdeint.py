@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from picard.device import fetch
-from picard.doors import SOLVER_OPTIONS, check_constant, check_options
+from picard.doors import SOLVER_OPTIONS, check_constant, check_options, reached
 from picard.equation import channels_of, functions_of, types_of
 from picard.errors import (
     InvalidGridError,
@@ -82,7 +82,7 @@ def sdeint(
         dt_min: not used, as for all fixed steps.
         options: `rows=True` if f and g take rows themselves, t (rows,) and y (rows, d), which gives every sample its
             own window; and of `solve`: `window`, `max_rows`, `max_rounds`, `tolerance`, `linearization`, `guess`,
-            `callback`, `progress`.
+            `callback`, `progress`, `throw`; with `throw=False` the states after a failure are NaN.
         names: names of the methods of `sde`, by `drift`, `diffusion` or `drift_and_diffusion`.
         logqp: not supported.
         extra: not supported.
@@ -132,7 +132,8 @@ def sdeint(
     keywords = {name: chosen[name] for name in SOLVER_OPTIONS if name in chosen}
     keywords.setdefault("tolerance", RelAbs(float(rtol), float(atol)))
     plan = method if many else "euler"
-    found = readout.linear(solve(problem, grid, method=plan, save=readout.points, **keywords).ys)
+    solution = solve(problem, grid, method=plan, save=readout.points, **keywords)
+    found = readout.linear(reached(solution, readout.points))
     return found if rows else found[:, 0]
 
 

@@ -262,6 +262,26 @@ def test_slopes_for_interpolation_are_evaluated_in_calls_no_larger_than_those_of
         assert max(calls) == most
 
 
+@pytest.mark.parametrize("interp", ["linear", "cubic"])
+def test_a_sample_that_explodes_need_not_end_the_others(interp: str) -> None:
+    def explodes(t: Tensor, y: Tensor) -> Tensor:
+        return y**2 - y
+
+    y0, t = torch.tensor([[1.0], [50.0]], dtype=F64), torch.linspace(0, 1, 6, dtype=F64)
+    options = {"rows": True, "step_size": 0.03, "interp": interp}
+    with pytest.raises(picard.NonFiniteError, match="of sample 1"):
+        odeint(explodes, y0, t, method="rk4", options=options)
+    with pytest.raises(
+        picard.NonFiniteError, match=r"\(time 0\.0\d+\), in round"
+    ):  # one trajectory: there are no samples
+        odeint(explodes, y0, t, method="rk4", options={**options, "rows": False})
+    found = odeint(explodes, y0, t, method="rk4", options={**options, "throw": False})
+    expected = reference(explodes, y0, t, method="rk4", options={"step_size": 0.03, "interp": interp})
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert_same(found[:, :1], expected[:, :1], 1e-8)
+    assert odeint(explodes, y0, t, method="rk4", options={"step_size": 0.03, "throw": False})[1:].isnan().all()
+
+
 def writes(t: Tensor, y: Tensor) -> Tensor:
     out = torch.zeros(2, dtype=F64)
     out[0] = y[1]

@@ -278,6 +278,18 @@ def test_names_and_common_functions() -> None:
         torch.testing.assert_close(sdeint(Both(), start(), ts, **arguments), expected)
 
 
+def test_what_a_solve_did_not_reach_is_nan() -> None:
+    ts, bm = [0.0, 0.1, 1.0], picard.Noise.from_seed(0)
+    arguments: dict[str, Any] = {"bm": bm, "method": "euler", "dt": 0.02}
+    found = sdeint(
+        Rows(), start(), ts, **arguments, options={"rows": True, "window": 7, "max_rounds": 7, "throw": False}
+    )
+    assert found[:2].isfinite().all()
+    assert found[2].isnan().all()
+    with pytest.raises(picard.NotConvergedError):
+        sdeint(Rows(), start(), ts, **arguments, options={"rows": True, "window": 7, "max_rounds": 7})
+
+
 def test_fewer_rounds_than_steps() -> None:
     rounds: list[int] = []
     options = {"callback": lambda info: rounds.append(info.round)}
