@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,11 +77,12 @@ class Levels:
         return torch.where(torch.arange(len(std), device="cpu") > last, std[last], std)
 
 
-def check_times(grid: object) -> Tensor:
+def check_times(grid: object, name: str = "the grid") -> Tensor:
     """Check a time grid and return it as float64 on the CPU.
 
     Args:
         grid: one-dimensional floating tensor with at least two strictly monotone, finite points.
+        name: what the caller calls it.
 
     Returns:
         The points, shape (steps + 1,), float64.
@@ -88,19 +90,21 @@ def check_times(grid: object) -> Tensor:
     Raises:
         InvalidGridError: if the grid is anything else.
     """
-    fix = "write e.g. torch.linspace(0.0, 1.0, 101)"
+    fix, short = "write e.g. torch.linspace(0.0, 1.0, 101)", name.removeprefix("the ")
     if not isinstance(grid, Tensor):
-        msg = f"the grid must be a one-dimensional floating tensor of times; given {describe(grid)}: {fix}"
+        listed = isinstance(grid, (list, tuple, np.ndarray))
+        fix = f"write torch.as_tensor({short})" if listed else fix
+        msg = f"{name} must be a one-dimensional floating tensor of times; given {describe(grid)}: {fix}"
         raise InvalidGridError(msg)
     if not grid.is_floating_point():
-        msg = f"the grid must have a floating dtype; given {describe(grid)}: write grid.double()"
+        msg = f"{name} must have a floating dtype; given {describe(grid)}: write {short}.double()"
         raise InvalidGridError(msg)
     if grid.ndim != 1 or grid.numel() < 2:
-        msg = f"the grid must be one-dimensional with at least two points; given {describe(grid)}: {fix}"
+        msg = f"{name} must be one-dimensional with at least two points; given {describe(grid)}: {fix}"
         raise InvalidGridError(msg)
     if grid.numel() == 2:
         msg = (
-            "the grid must name every step; two points would be one single step: write "
+            f"{name} must name every step; two points would be one single step: write "
             "torch.linspace(t0, t1, steps + 1), or torch.tensor([t0, (t0 + t1) / 2, t1]) for very few"
         )
         raise InvalidGridError(msg)
@@ -110,7 +114,7 @@ def check_times(grid: object) -> Tensor:
         turns = ~((h * h[0].sign() > 0) & torch.isfinite(values[1:]))
         bad = int(turns.int().argmax())
         msg = (
-            "the grid must be finite and strictly increasing or strictly decreasing; given "
+            f"{name} must be finite and strictly increasing or strictly decreasing; given "
             f"{describe(grid)} with {values[bad]:g} followed by {values[bad + 1]:g} at index {bad}: "
             "sort it and drop repeats"
         )

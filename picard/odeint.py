@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from picard.device import fetch
-from picard.doors import SOLVER_OPTIONS, check_constant, check_options, reached
+from picard.doors import SOLVER_OPTIONS, check_constant, check_options, number, reached
 from picard.errors import (
     InvalidGridError,
     InvalidProblemError,
@@ -26,14 +26,12 @@ from picard.ode import ODE
 from picard.pack import Pack
 from picard.plan import Integrator, Plan
 from picard.problem import check_callable
+from picard.registry import SEQUENTIAL
 from picard.rowwise import rowwise
 from picard.solve import solve
 from picard.tolerance import RelAbs
 
 _OPTIONS = ("step_size", "grid_constructor", "interp", "perturb", "rows", *SOLVER_OPTIONS)
-_REFUSED = {"dopri8", "dopri5", "tsit5", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver", "explicit_adams"}
-_REFUSED |= {"implicit_adams", "fixed_adams", "implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "gl4"}
-_REFUSED |= {"radauIIA5", "gl6", "sdirk2", "trbdf2"}
 _CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 
@@ -147,7 +145,7 @@ def odeint(
     grid = _grid(func, y0, t, chosen)
     readout = Readout(grid, t)
     keywords = {name: chosen[name] for name in SOLVER_OPTIONS if name in chosen}
-    keywords.setdefault("tolerance", RelAbs(_number("rtol", rtol), _number("atol", atol)))
+    keywords.setdefault("tolerance", RelAbs(number("rtol", rtol), number("atol", atol)))
     solution = solve(problem, grid, method=integrator, save=readout.points, **keywords)
     ys = reached(solution, readout.points)
     if chosen.get("interp") == "cubic":
@@ -165,7 +163,7 @@ def _resolve(method: str | Integrator | None) -> str | Integrator:
     if method in _METHODS:
         return _METHODS[method]
     fixed = ", ".join(_METHODS)
-    if method is None or method in _REFUSED:
+    if method is None or method in SEQUENTIAL:
         name = "odeint's default in torchdiffeq, dopri5," if method is None else method
         msg = (
             f"{name} chooses its steps, or solves for them, one after the other; given method={method!r}: write "
@@ -174,15 +172,6 @@ def _resolve(method: str | Integrator | None) -> str | Integrator:
         raise NotSupportedError(msg)
     msg = f"unknown method {method!r}: {close_match(method, _METHODS)}"
     raise UnknownMethodError(msg)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        return float(value)
-    if not isinstance(value, (int, float)):
-        msg = f"{name} must be one number for the whole state; given {describe(value)}"
-        raise InvalidProblemError(msg)
-    return float(value)
 
 
 def _check_t(t: object, chosen: Mapping[str, Any]) -> None:
@@ -196,7 +185,7 @@ def _check_t(t: object, chosen: Mapping[str, Any]) -> None:
         t = torch.cat([t[:1], t.mean()[None], t[1:]])
     if isinstance(t, Tensor) and t.is_floating_point() and t.shape == (1,):  # the start alone
         t = t + torch.arange(3, device=t.device)
-    check_times(t)
+    check_times(t, "t")
 
 
 def _grid(func: Callable[..., Any], y0: Any, t: Tensor, chosen: Mapping[str, Any]) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from picard.errors import InvalidProblemError, describe
-from picard.problem import check_finite
+from picard.problem import check_finite, floating
 
 
 class Pack:
@@ -38,7 +38,8 @@ class Pack:
         good = all(isinstance(part, Tensor) and (part.is_floating_point() or part.is_complex()) for part in parts)
         if not parts or not good:
             given = [describe(part) for part in parts] or describe(y0)
-            msg = f"y0 must be a floating tensor, or a tuple of such; given {given}: write y0.float() for integers"
+            fix = next(filter(None, (floating("y0", part) for part in parts)), floating("y0", y0))
+            msg = f"y0 must be a floating tensor, or a tuple of such; given {given}: write {fix}"
             raise InvalidProblemError(msg)
         if any(part.shape[:lead] != parts[0].shape[:lead] or part.ndim < lead for part in parts):
             msg = f"all parts of y0 must have the same batch dimension; given {[describe(part) for part in parts]}"
@@ -50,8 +51,9 @@ class Pack:
             check_finite("y0", part)
         self._lead = lead
         self._shapes = [part.shape[lead:] for part in parts]
+        self._numbers = [shape.numel() for shape in self._shapes]
         self._dtypes = [part.dtype for part in parts]
-        self._sizes = [part.shape[lead:].numel() * (1 + part.is_complex()) for part in parts]
+        self._sizes = [count * (1 + dtype.is_complex) for count, dtype in zip(self._numbers, self._dtypes, strict=True)]
         self.dtype = reduce(
             torch.promote_types, [part.abs().dtype if part.is_complex() else part.dtype for part in parts]
         )
@@ -67,13 +69,16 @@ class Pack:
         """
         several = isinstance(y, (tuple, list)) or (isinstance(y, Tensor) and y.ndim > 0)
         parts = [y] if self._single else list(y) if several else []
-        if len(parts) != len(self._shapes):
+        whole = isinstance(y, Tensor) and not self._single  # which torchdiffeq splits, too, where the sizes fit
+        sizes = [part.shape[self._lead :].numel() for part in parts] if whole else self._numbers
+        if len(parts) != len(self._shapes) or sizes != self._numbers:
             msg = f"func must return a tuple of {len(self._shapes)} tensors, as it is given; it returned {describe(y)}"
             raise InvalidProblemError(msg)
         return torch.cat([self._flat(*part) for part in zip(parts, self._shapes, self._dtypes, strict=True)], -1)
 
     def _flat(self, part: Any, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        lead, msg = self._lead, f"func must return what it is given, shape {tuple(shape)} and {dtype}; it returned "
+        lead, given = self._lead, f"(rows, {', '.join(map(str, shape))})" if self._lead else tuple(shape)
+        msg = f"func must return what it is given, shape {given} and {dtype}; it returned "
         if not isinstance(part, Tensor) or part.ndim < lead or (part.is_complex() and not dtype.is_complex):
             raise InvalidProblemError(msg + describe(part))
         outer, inner = part.shape[:lead], part.shape[lead:]

@@ -124,15 +124,23 @@ def check_callable(name: str, value: object) -> None:
 def check_state(name: str, x: object) -> None:
     """Check the form of initial states."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
-        msg = (
-            f"{name} must be a floating tensor of shape (batch, *state); given {describe(x)}: write {name}[None] for "
-            f"one sample, {name}[:, None] for a batch of numbers, {name}.float() for integers"
-        )
-        raise InvalidProblemError(msg)
+        msg = f"{name} must be a floating tensor of shape (batch, *state); given {describe(x)}: write "
+        if isinstance(x, Tensor) and x.is_complex():
+            fix = f"torch.view_as_real({name}), and the drift of pairs of numbers, or use picard.odeint"
+        else:
+            fix = floating(name, x) or f"{name}[None] for one sample, {name}[:, None] for a batch of numbers"
+        raise InvalidProblemError(msg + fix)
     if x.numel() == 0:
         msg = f"{name} must hold at least one sample and one number; given {describe(x)}"
         raise InvalidProblemError(msg)
     check_finite(name, x)
+
+
+def floating(name: str, x: object) -> str:
+    """Say how to make a floating tensor of something, nothing if it is one."""
+    if not isinstance(x, Tensor):
+        return f"torch.as_tensor({name}, dtype=torch.float32)"
+    return "" if x.is_floating_point() or x.is_complex() else f"{name}.float() for integers"
 
 
 def check_finite(name: str, x: Tensor) -> None:

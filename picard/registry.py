@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from picard.errors import InvalidProblemError, UnknownMethodError, close_match, describe
+from picard.errors import InvalidProblemError, NotSupportedError, UnknownMethodError, close_match, describe
 from picard.plan import Integrator
 
+SEQUENTIAL = {"dopri8", "dopri5", "tsit5", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver", "explicit_adams"}
+SEQUENTIAL |= {"implicit_adams", "fixed_adams", "implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "gl4"}
+SEQUENTIAL |= {"radauIIA5", "gl6", "sdirk2", "trbdf2"}
+"""Methods of torchdiffeq that choose their steps, or solve for them, one after the other."""
 _METHODS: dict[str, Callable[[], Integrator]] = {}
 
 
@@ -36,15 +40,24 @@ def resolve(method: str | Integrator) -> Integrator:
 
     Raises:
         UnknownMethodError: if no such name is registered, or the object has no `plan`.
+        NotSupportedError: if the name is that of a method which this library does not offer.
     """
     if isinstance(method, str):
+        if method in SEQUENTIAL and method not in _METHODS:
+            msg = (
+                f"{method} chooses its steps, or solves for them, one after the other: write method='rk4', and a grid "
+                "fine enough for it"
+            )
+            raise NotSupportedError(msg)
+        if method == "milstein" and method not in _METHODS:
+            msg = "milstein needs the derivative of the diffusion, which picard.sdeint takes: write method='euler' here"
+            raise NotSupportedError(msg)
         if method not in _METHODS:
             msg = f"unknown method {method!r}: {close_match(method, _METHODS)}"
             raise UnknownMethodError(msg)
         return _METHODS[method]()
     if isinstance(method, type) or not isinstance(method, Integrator):
-        msg = (
-            f"method must be a name or an integrator with a `plan`; given {describe(method)}: write e.g. DDIM(eta=0.5)"
-        )
+        fix = f"{method.__name__}()" if isinstance(method, type) else "method='euler' or DDIM(eta=0.5)"
+        msg = f"method must be a name or an integrator with a `plan`; given {describe(method)}: write {fix}"
         raise UnknownMethodError(msg)
     return method

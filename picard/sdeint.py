@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from picard.device import fetch
-from picard.doors import SOLVER_OPTIONS, check_constant, check_options, reached
+from picard.doors import SOLVER_OPTIONS, check_constant, check_options, number, reached
 from picard.equation import channels_of, functions_of, types_of
 from picard.errors import (
     InvalidGridError,
@@ -130,7 +130,7 @@ def sdeint(
     problem = SteppedSDE(SDE(diffusion, diffusion, x0, noise=noise), grid, noise, shape, both, kind)
     readout = Readout(grid, ts)
     keywords = {name: chosen[name] for name in SOLVER_OPTIONS if name in chosen}
-    keywords.setdefault("tolerance", RelAbs(float(rtol), float(atol)))
+    keywords.setdefault("tolerance", RelAbs(number("rtol", rtol), number("atol", atol)))
     plan = method if many else "euler"
     solution = solve(problem, grid, method=plan, save=readout.points, **keywords)
     found = readout.linear(reached(solution, readout.points))
@@ -165,7 +165,7 @@ def _check_ts(ts: Any, y0: Tensor) -> Tensor:
     if ts.dtype == torch.bfloat16:
         msg = "ts in bfloat16 is too coarse for steps: write ts.float(); y0 may stay as it is"
         raise InvalidGridError(msg)
-    check_times(torch.cat([ts[:1], ts[:2].mean()[None], ts[1:]]) if len(ts) == 2 else ts)
+    check_times(torch.cat([ts[:1], ts[:2].mean()[None], ts[1:]]) if len(ts) == 2 else ts, "ts")
     if ts[1] < ts[0]:
         msg = "ts must increase, as noise is not reversed: write ts.flip(0), with f and g of the reversed equation"
         raise InvalidGridError(msg)
@@ -174,7 +174,7 @@ def _check_ts(ts: Any, y0: Tensor) -> Tensor:
 
 def _grid(ts: Tensor, dt: float | Tensor) -> Tensor:
     """Add up steps in the dtype of ts, one after the other, as torchsde does; the last one ends at ts[-1]."""
-    size = float(dt)
+    size = number("dt", dt)
     values = np.array(ts.tolist(), str(ts.dtype).removeprefix("torch."))  # torch.func hides memory from .numpy()
     if not size > 0:
         msg = f"dt must be positive; given {size:g}"

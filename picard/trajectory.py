@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from picard.device import send
@@ -30,7 +31,7 @@ class Trajectory:
         self,
         plan: Plan,
         x0: Float[Tensor, "batch *state"],
-        save: str | Sequence[int] | Tensor,
+        save: str | Sequence[int] | Tensor | NDArray[Any],
         *,
         keep: Literal["points", "grid", "nodes"] = "points",
     ) -> None:
@@ -97,7 +98,7 @@ class Trajectory:
             self.repeat(sample, node, self.states[before, sample])
 
 
-def check_save(save: str | Sequence[int] | Tensor, steps: int) -> list[int]:
+def check_save(save: str | Sequence[int] | Tensor | NDArray[Any], steps: int) -> list[int]:
     """Turn `"last"`, `"all"` or indices of grid points into ascending indices.
 
     Raises:
@@ -108,10 +109,13 @@ def check_save(save: str | Sequence[int] | Tensor, steps: int) -> list[int]:
             msg = f"unknown save {save!r}: {close_match(save, ('last', 'all'))}, or indices of grid points"
             raise InvalidProblemError(msg)
         return [steps] if save == "last" else list(range(steps + 1))
-    given: object = save.tolist() if isinstance(save, Tensor) else save
-    points = list(given) if isinstance(given, Iterable) else []
-    if not points or not all(type(point) is int and -steps - 1 <= point <= steps for point in points):
-        msg = f"save must be 'last', 'all' or indices within the {steps + 1} grid points; given {describe(save)}"
+    given: object = save.tolist() if isinstance(save, (Tensor, np.ndarray)) else save
+    found = list(given) if isinstance(given, Iterable) else []
+    points = [int(point) for point in found if isinstance(point, (int, np.integer)) and not isinstance(point, bool)]
+    if not points or len(points) < len(found) or not all(-steps - 1 <= point <= steps for point in points):
+        mask = bool(found) and all(isinstance(point, bool) for point in found)
+        fix = ": write torch.arange(len(mask))[mask] for a mask" if mask else ""
+        msg = f"save must be 'last', 'all' or indices within the {steps + 1} grid points; given {describe(save)}{fix}"
         raise InvalidProblemError(msg)
     points = [point % (steps + 1) for point in points]
     if points != sorted(set(points)):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -108,7 +109,7 @@ def own(points: Any, **changes: Tensor) -> picard.Plan:
 CASES: dict[str, Refusal] = {
     "integer grid": (gridded(torch.arange(5)), InvalidGridError, ["floating dtype", "int64", ".double()"]),
     "complex grid": (gridded(torch.zeros(3, dtype=torch.complex64)), InvalidGridError, ["floating", "complex64"]),
-    "list as grid": (gridded([0.0, 0.5, 1.0]), InvalidGridError, ["floating tensor", "torch.linspace"]),
+    "list as grid": (gridded([0.0, 0.5, 1.0]), InvalidGridError, ["floating tensor", "torch.as_tensor(grid)"]),
     "steps for an ode": (gridded(100), InvalidGridError, ["floating tensor", "100 (int)", "torch.linspace"]),
     "steps for an sde": (lambda: solve(sde(), 100, method="euler"), InvalidGridError, ["tensor", "100 (int)"]),
     "absorbed elsewhere": (
@@ -120,6 +121,12 @@ CASES: dict[str, Refusal] = {
     "no batch": (lambda: picard.ODE(lambda t, x: x, X[0]), InvalidProblemError, ["(batch, *state)", "(3,)", "[None]"]),
     "no tensor": (lambda: picard.ODE(lambda t, x: x, 1.0), InvalidProblemError, ["x0", "1.0 (float)"]),  # type: ignore[arg-type]
     "integers": (lambda: picard.ODE(lambda t, x: x, X.long()), InvalidProblemError, ["int64", ".float()"]),
+    "numbers of numpy": (
+        lambda: picard.ODE(lambda t, x: x, np.ones((2, 3))),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["(ndarray)", "torch.as_tensor(x0"],
+    ),
+    "complex": (lambda: picard.ODE(lambda t, x: x, X + 0j), InvalidProblemError, ["view_as_real(x0)", "odeint"]),
     "empty batch": (lambda: picard.ODE(lambda t, x: x, X[:0]), InvalidProblemError, ["at least one", "(0, 3)"]),
     "nan start": (lambda: picard.ODE(lambda t, x: x, X * NAN), InvalidProblemError, ["finite", "6 non-finite"]),
     "nan start of sampling": (lambda: diffusion_from(X / 0), InvalidProblemError, ["x_T", "finite"]),
@@ -206,7 +213,9 @@ CASES: dict[str, Refusal] = {
     # methods
     "unknown method": (optioned(method="eulr"), UnknownMethodError, ["'eulr'", "did you mean 'euler'", "rk4"]),
     "no method": (optioned(method=3), UnknownMethodError, ["3 (int)", "DDIM(eta=0.5)"]),
-    "a class as method": (optioned(method=DDIM), UnknownMethodError, ["DDIM(eta=0.5)"]),
+    "a class as method": (optioned(method=DDIM), UnknownMethodError, ["write DDIM()"]),
+    "a method that chooses steps": (optioned(method="dopri5"), NotSupportedError, ["dopri5 chooses", "method='rk4'"]),
+    "a method of sdeint": (optioned(method="milstein"), NotSupportedError, ["picard.sdeint", "method='euler'"]),
     "sampler on an ode": (optioned(method="ddim"), NotSupportedError, ["noise levels of a diffusion model", "euler"]),
     "rk4 on a model": (lambda: solve(diffusion(), 5, method="rk4"), NotSupportedError, ["RK4", "dpmsolver++"]),
     "heun on an ito sde": (lambda: solve(sde(), times(5), method="heun"), NotSupportedError, ["Ito", "method='euler'"]),
@@ -260,7 +269,11 @@ CASES: dict[str, Refusal] = {
     "save twice": (optioned(save=[1, 1]), InvalidProblemError, ["without repeats"]),
     "save of another type": (optioned(save=3), InvalidProblemError, ["'last', 'all' or indices"]),
     "save as one number in a tensor": (optioned(save=torch.tensor(3)), InvalidProblemError, ["or indices", "shape ()"]),
-    "save as a mask": (optioned(save=torch.tensor([False, True])), InvalidProblemError, ["or indices", "torch.bool"]),
+    "save as a mask": (
+        optioned(save=torch.tensor([False, True])),
+        InvalidProblemError,
+        ["torch.arange(len(mask))[mask]"],
+    ),
     "tolerance": (optioned(tolerance=-1.0), InvalidProblemError, ["not negative", "-1"]),
     "tolerance as text": (optioned(tolerance="small"), InvalidProblemError, ["a number", "NoiseRatio(0.1)"]),
     "infinite tolerance": (lambda: RelAbs(rtol=float("inf")), InvalidProblemError, ["rtol", "finite"]),

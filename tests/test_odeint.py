@@ -358,10 +358,17 @@ WRONG: dict[str, tuple[Any, Any]] = {
     "a number": (torch.ones(6), lambda t, y: 1.0),
     "a tuple": (torch.ones(6), lambda t, y: (y,)),
     "too few parts": ((torch.ones(2), torch.ones(2)), lambda t, y: (y[0],)),
+    "one tensor of the first part": ((torch.ones(2, 3), torch.ones(2, 3)), lambda t, y: y[0]),
     "one tensor": ((torch.ones(2), torch.ones(2)), lambda t, y: y[0]),
     "swapped parts": ((torch.ones(2), torch.ones(3)), lambda t, y: (y[1], y[0])),
     "another part": ((torch.ones(2), torch.ones(2)), lambda t, y: (y[0], y[1][:1])),
 }
+
+
+def test_one_tensor_for_a_tuple_is_called_that() -> None:
+    y0, drift = WRONG["one tensor of the first part"]
+    with pytest.raises(InvalidProblemError, match=r"a tuple of 2 tensors.*returned a tensor of shape \(2, 3\)"):
+        odeint(drift, y0, grid().float(), method="euler")
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -375,7 +382,7 @@ def test_slopes_of_rows_are_checked_too() -> None:
     y0, options = torch.ones(4, 2, 3, dtype=F64), {"rows": True}
     found = odeint(lambda t, y: -t[:, None], y0[:, 0], grid(), method="euler", options=options, **EXACT)
     assert_same(found, reference(lambda t, y: -t, y0[:, 0], grid(), method="euler"))
-    with pytest.raises(InvalidProblemError, match=r"must return what it is given, shape \(2, 3\)"):
+    with pytest.raises(InvalidProblemError, match=r"must return what it is given, shape \(rows, 2, 3\)"):
         odeint(lambda t, y: y.transpose(1, 2), y0, grid(), method="euler", options=options)
 
 
@@ -400,7 +407,8 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"event_fn": lambda t, y: y}, NotSupportedError, "events"),
     ({"rtol": torch.ones(2)}, InvalidProblemError, "one number"),
     ({"y0": [1.0, 2.0]}, InvalidProblemError, "tuple"),
-    ({"t": [0.0, 0.5, 1.0]}, InvalidGridError, "one-dimensional floating tensor"),
+    ({"y0": 1.0}, InvalidProblemError, r"write torch\.as_tensor\(y0"),
+    ({"t": [0.0, 0.5, 1.0]}, InvalidGridError, r"^t must be .*: write torch\.as_tensor\(t\)"),
     ({"func": 3}, InvalidProblemError, "callable"),
 ]
 

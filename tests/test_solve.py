@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -161,6 +162,14 @@ def test_a_warm_start_goes_by_steps_where_times_repeat() -> None:
     solution = picard.solve(diffusion(), 2 * STEPS, method=Again(), guess=known, window=2 * STEPS, tolerance=1e-9)
     assert solution.stats.rounds <= 2
     assert_equal(solution.final[None], known.final[None], 1e-8)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("save", [np.arange(0, 9, 4), [np.int64(0), np.int32(4), 8]], ids=["array", "integers"])
+def test_points_to_save_may_be_numpys(save: Any) -> None:
+    solution = picard.solve(pendulum(), times(8), method="euler", save=save)
+    expected = picard.solve(pendulum(), times(8), method="euler", save=[0, 4, 8])
+    assert torch.equal(solution.ys, expected.ys)
 
 
 @each
