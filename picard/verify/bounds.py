@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 
 import torch
 from torch import Tensor
@@ -22,7 +23,13 @@ def elementary_symmetric(values: Float[Tensor, " n"], degree: int) -> Float[Tens
 
     Returns:
         One number a prefix, the empty one first, shape (n + 1,), float64.
+
+    Raises:
+        InvalidProblemError: if the degree is negative.
     """
+    if degree < 0:
+        msg = f"degree must be at least 0; given {degree}"
+        raise InvalidProblemError(msg)
     current = torch.ones(len(values) + 1, dtype=torch.float64, device="cpu")
     # e_k of the first n is the sum over the largest index m of values[m] e_(k-1) of those before
     for _ in range(degree):
@@ -67,11 +74,21 @@ def factorial_bound(lipschitz: float, length: float, rounds: int) -> float:
         lipschitz: Lipschitz constant L of the drift.
         length: length T of the time interval.
         rounds: number of rounds k.
+
+    Returns:
+        The factor; infinite where it exceeds the largest float.
+
+    Raises:
+        InvalidProblemError: if `L T` is not finite or the number of rounds is negative.
     """
     size = abs(lipschitz * length)
-    return (
-        math.exp(rounds * math.log(size) - math.lgamma(rounds + 1)) if size > 0 and rounds > 0 else float(rounds == 0)
-    )
+    if not size < math.inf or rounds < 0:
+        msg = f"lipschitz * length must be finite and rounds at least 0; given {lipschitz}, {length} and {rounds}"
+        raise InvalidProblemError(msg)
+    if size == 0 or rounds == 0:
+        return float(rounds == 0)
+    log = rounds * math.log(size) - math.lgamma(rounds + 1)
+    return math.exp(log) if log < math.log(sys.float_info.max) else math.inf
 
 
 def rounds_needed(gains: Float[Tensor, " steps"], factor: float) -> int:

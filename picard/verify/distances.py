@@ -29,12 +29,13 @@ def gaussian_tv(mean_1: float | Tensor, std_1: float, mean_2: float | Tensor, st
         The distance, between 0 and 1; laws without width are points.
 
     Raises:
-        InvalidProblemError: if a standard deviation is negative or the means differ in shape.
+        InvalidProblemError: if a number is not finite, a standard deviation is negative or the means differ in shape.
     """
     first, second = (torch.as_tensor(mean, dtype=torch.float64, device="cpu").reshape(-1) for mean in (mean_1, mean_2))
-    if first.shape != second.shape or std_1 < 0 or std_2 < 0:
+    finite = bool(torch.isfinite(first).all() and torch.isfinite(second).all())
+    if first.shape != second.shape or not finite or not (0 <= std_1 < math.inf and 0 <= std_2 < math.inf):
         msg = (
-            "means must have one shape and standard deviations must not be negative; given "
+            "means must have one shape, standard deviations must not be negative, and all must be finite; given "
             f"{describe(mean_1)}, {std_1}, {describe(mean_2)}, {std_2}"
         )
         raise InvalidProblemError(msg)
@@ -62,7 +63,22 @@ def gaussian_tv_shared(mean_1: Tensor, mean_2: Tensor, covariance: Tensor) -> fl
         mean_1: shape (n,).
         mean_2: shape (n,).
         covariance: positive definite, shape (n, n).
+
+    Returns:
+        The distance, between 0 and 1.
+
+    Raises:
+        InvalidProblemError: if the shapes do not fit, or the covariance is not positive definite.
     """
+    dims, info = mean_1.numel(), torch.ones(1, device="cpu")
+    if tuple(covariance.shape) == (dims, dims):
+        info = torch.linalg.cholesky_ex(covariance.double()).info
+    if mean_1.shape != (dims,) or mean_2.shape != (dims,) or bool(info.any()):
+        msg = (
+            "means must have shape (n,) and the covariance, positive definite, (n, n); given "
+            f"{describe(mean_1)}, {describe(mean_2)}, {describe(covariance)}"
+        )
+        raise InvalidProblemError(msg)
     shift = (mean_1 - mean_2).double()
     distance = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance.double()), shift[:, None], upper=False)
     return math.erf(float(distance.norm()) / math.sqrt(8))

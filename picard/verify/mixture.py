@@ -42,7 +42,16 @@ class Mixture:
 
     @staticmethod
     def random(seed: int, *, components: int = 3, dims: int = 2) -> Mixture:
-        """Draw a mixture: means of size one, standard deviations between 0.1 and 0.6."""
+        """Draw a mixture: means of size one, standard deviations between 0.1 and 0.6.
+
+        Args:
+            seed: seed of the draw.
+            components: number of Gaussians.
+            dims: number of dimensions.
+
+        Returns:
+            The mixture.
+        """
         generator = torch.Generator().manual_seed(seed)
         means = torch.randn(components, dims, generator=generator, dtype=torch.float64, device="cpu")
         stds = 0.1 + 0.5 * torch.rand(components, dims, generator=generator, dtype=torch.float64, device="cpu")
@@ -52,7 +61,16 @@ class Mixture:
     def data(
         self, x: Float[Tensor, "rows dims"], alpha: Float[Tensor, " rows"], sigma: Float[Tensor, " rows"]
     ) -> Float[Tensor, "rows dims"]:
-        """Return E[data | alpha data + sigma noise = x] by Bayes' rule, in the dtype of `x`."""
+        """Return E[data | alpha data + sigma noise = x] by Bayes' rule.
+
+        Args:
+            x: noisy states, shape (rows, dims).
+            alpha: signal scale of every row, shape (rows,).
+            sigma: noise scale of every row, shape (rows,).
+
+        Returns:
+            The expectation, shape (rows, dims), in the dtype of `x`.
+        """
         means, stds, weights = (value.to(x) for value in (self.means, self.stds, self.weights))
         alpha, sigma = alpha.to(x)[:, None, None], sigma.to(x)[:, None, None]
         total = alpha**2 * stds**2 + sigma**2
@@ -62,13 +80,32 @@ class Mixture:
         return (posterior * (means + alpha * stds**2 / total * offset)).sum(1)
 
     def sample(self, count: int, generator: torch.Generator) -> Float[Tensor, "count dims"]:
-        """Draw clean data."""
+        """Draw clean data.
+
+        Args:
+            count: number of samples.
+            generator: source of randomness, on the CPU.
+
+        Returns:
+            The samples, shape (count, dims), float64.
+        """
         chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64, device="cpu")
         return self.means[chosen] + self.stds[chosen] * noise
 
     def denoiser(self, schedule: Schedule, prediction: Prediction = "sample") -> Denoiser:
-        """Build the exact network of a schedule, predicting the data, the noise, v or the flow velocity."""
+        """Build the exact network of a schedule.
+
+        Args:
+            schedule: the noise levels, one of `picard.Schedule`.
+            prediction: what it predicts: the data (`sample`), the noise (`epsilon`), v or the flow velocity.
+
+        Returns:
+            The denoiser.
+
+        Raises:
+            InvalidProblemError: if the schedule is not one of this library's.
+        """
         return Denoiser(_Network(self, level_scales(schedule), prediction), schedule, prediction=prediction)
 
 
@@ -80,6 +117,10 @@ class _Network:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict what a network trained without error would."""
+        given, x = x, x.to(torch.promote_types(x.dtype, torch.float32))  # squares overflow in half precision
+        return self._predict(x, t).to(given.dtype)
+
+    def _predict(self, x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = (scale.to(x) for scale in self.scales(t))
         data = self.mixture.data(x.flatten(1), alpha, sigma).reshape(x.shape)
         if self.prediction == "sample":

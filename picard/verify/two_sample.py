@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from picard.device import fetch
-from picard.errors import InvalidProblemError, describe
+from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.shapes import Bool, Float
 
 
@@ -22,14 +22,30 @@ class TwoSample:
             variation distance, for `energy_test` the energy distance.
         error: its standard error; for `energy_test` the standard deviation of the statistic when the laws are equal.
         p_value: probability of a statistic as large as this if the laws are equal.
+        bounds: whether the estimate is one of a lower bound of the total variation distance.
     """
 
     estimate: float
     error: float
     p_value: float
+    bounds: bool = True
 
     def lower(self, sigmas: float = 3.0) -> float:
-        """Return a lower confidence bound, at least 0."""
+        """Return a lower confidence bound of the total variation distance.
+
+        Args:
+            sigmas: standard errors below the estimate.
+
+        Returns:
+            The bound, at least 0.
+
+        Raises:
+            NotSupportedError: if the estimate is no such bound: the energy distance is in units of the samples, never
+                negative, and its error is that of equal laws.
+        """
+        if not self.bounds:
+            msg = "the energy distance gives no bound: use its p_value, or histogram_test or classifier_test"
+            raise NotSupportedError(msg)
         return max(0.0, self.estimate - sigmas * self.error)
 
 
@@ -52,8 +68,9 @@ def histogram_test(
         The estimate and a one-sided p-value from the normal approximation.
 
     Raises:
-        InvalidProblemError: if the samples do not fit together, or there are too many cells.
+        InvalidProblemError: if the samples do not fit together, or there are too few bins or too many cells.
     """
+    _at_least("bins", bins, 2)
     (x_fit, x_test), (y_fit, y_test) = _halves(x, y, seed)
     dims = x.shape[1]
     if bins**dims > 10**6:
@@ -85,6 +102,9 @@ def classifier_test(x: Float[Tensor, "n dims"], y: Float[Tensor, "m dims"], *, s
 
     Returns:
         The estimate `2 accuracy - 1` and the exact one-sided binomial p-value.
+
+    Raises:
+        InvalidProblemError: if the samples do not fit together.
     """
     (x_fit, x_test), (y_fit, y_test) = _halves(x, y, seed)
     pooled = torch.cat([x_fit, y_fit])
@@ -121,7 +141,15 @@ def energy_test(
         permutations: number of random relabellings; the p-value is exact for any.
         most: samples of each law to use; time and memory grow with the square.
         seed: seed of the choice and of the relabellings.
+
+    Returns:
+        The energy distance of those samples, and the share of relabellings with one as large. There is no `lower()`.
+
+    Raises:
+        InvalidProblemError: if the samples do not fit together, or `permutations` is less than 2 or `most` less than 4.
     """
+    _at_least("permutations", permutations, 2)
+    _at_least("most", most, 4)
     generator = torch.Generator().manual_seed(seed)
     x, y = (points[torch.randperm(len(points), generator=generator, device="cpu")[:most]] for points in _checked(x, y))
     pooled = torch.cat([x, y])
@@ -131,7 +159,14 @@ def energy_test(
     signs = torch.stack([sign, *(sign[order] for order in orders)])
     statistics = -((signs @ distances) * signs).sum(1)
     larger = int((statistics[1:] >= statistics[0]).sum())
-    return TwoSample(float(statistics[0]), float(statistics[1:].std()), (1 + larger) / (1 + permutations))
+    p_value = (1 + larger) / (1 + permutations)
+    return TwoSample(float(statistics[0]), float(statistics[1:].std()), p_value, bounds=False)
+
+
+def _at_least(name: str, number: int, least: int) -> None:
+    if not number >= least:
+        msg = f"{name} must be at least {least}; given {number}"
+        raise InvalidProblemError(msg)
 
 
 def _checked(x: Tensor, y: Tensor) -> list[Tensor]:

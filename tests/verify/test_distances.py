@@ -124,6 +124,27 @@ def test_samples_on_a_device_without_float64(name: str) -> None:
     assert found == TESTS[name](x, y, 0)
 
 
+def test_the_energy_distance_gives_no_bound() -> None:
+    with pytest.raises(picard.NotSupportedError, match="histogram_test"):
+        energy_test(*pair(0, 20, 0.0)).lower()
+
+
+def test_numbers_that_say_nothing_are_refused() -> None:
+    x, y = pair(0, 20, 0.0)
+    for mean, std in ((math.inf, 1.0), (math.nan, 1.0), (0.0, math.nan), (0.0, math.inf)):
+        with pytest.raises(picard.InvalidProblemError, match="all must be finite"):
+            gaussian_tv(mean, std, 0.0, 1.0)
+    with pytest.raises(picard.InvalidProblemError, match="positive definite"):
+        gaussian_tv_shared(x[0], x[1], -torch.eye(2, dtype=F64))
+    with pytest.raises(picard.InvalidProblemError, match="positive definite"):
+        gaussian_tv_shared(x[0], x[1, :1], torch.eye(2, dtype=F64))
+    with pytest.raises(picard.InvalidProblemError, match="bins must be at least 2; given 0"):
+        histogram_test(x, y, bins=0)
+    for name in ("permutations", "most"):
+        with pytest.raises(picard.InvalidProblemError, match=f"{name} must be at least"):
+            energy_test(x, y, **{name: 0})
+
+
 def test_samples_that_do_not_fit_together_are_refused() -> None:
     x = torch.randn(10, 2, dtype=F64)
     with pytest.raises(picard.InvalidProblemError, match="samples must have shapes"):
