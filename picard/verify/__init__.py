@@ -16,7 +16,8 @@ from picard.verify.known import (
 )
 from picard.verify.mixture import Mixture, mixture_diffusion
 from picard.verify.properties import PROPERTIES
-from picard.verify.report import Finding, Outcome, Report, Reproducer, VerificationError
+from picard.verify.report import Finding, Outcome, Report, VerificationError
+from picard.verify.reproducer import Reproducer
 from picard.verify.two_sample import TwoSample, classifier_test, energy_test, histogram_test
 
 __all__ = [

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from picard.diffusion import Diffusion
 from picard.errors import NotSupportedError, describe
+from picard.expected import Expected
 from picard.noise import Noise
 from picard.ode import ODE
 from picard.prepare import Prepared, prepare
 from picard.problem import Problem
 from picard.rows import map_tensors
 from picard.sde import SDE
+from picard.solution import Solution
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +63,64 @@ class Case:
         return self.grid if isinstance(self.grid, int) else None
 
     def select(self, samples: list[int]) -> Case:
-        """Keep some samples of the batch, in the given order."""
-        origin = range(len(self.problem.x0)) if self.samples is None else self.samples
+        """Keep some samples of the batch, in the given order.
+
+        Args:
+            samples: indices in the batch.
+
+        Returns:
+            The case of these samples; options that have them keep the same: a `guess`, and tensors whose first
+            dimension is the batch.
+
+        Raises:
+            NotSupportedError: if the problem cannot be taken apart.
+        """
+        batch = len(self.problem.x0)
+        origin = range(batch) if self.samples is None else self.samples
         kept = tuple(origin[sample] for sample in samples)
-        return replace(self, problem=select(self.problem, samples), samples=kept)
+        return replace(self, problem=select(self.problem, samples), options=self._of(samples, batch), samples=kept)
+
+    def _of(self, samples: list[int], batch: int) -> dict[str, Any]:
+        """Select the samples of all options that have them."""
+
+        def part(name: str, value: Any) -> Any:
+            if name != "guess":
+                return value if name == "save" else _rows(value, samples, batch)
+            if isinstance(value, Expected):
+                return replace(value, values=value.values[:, samples])
+            value = value.ys if isinstance(value, Solution) else value
+            return value[:, samples] if isinstance(value, Tensor) and value.ndim > 1 else value
+
+        return {name: part(name, value) for name, value in self.options.items()}
 
     def shorten(self, steps: int) -> Case:
-        """Keep the first steps of a time grid, or take fewer steps of a schedule."""
+        """Keep the first steps of a time grid, or take fewer steps of a schedule.
+
+        Args:
+            steps: number of steps to keep, at most `self.steps`.
+
+        Returns:
+            The case; a guess in its options is cut to the same length.
+        """
+        options, guess = dict(self.options), self.options.get("guess")
+        if isinstance(guess, Expected) and self.steps:
+            options["guess"] = replace(guess, values=guess.values[: len(guess.values) * steps // self.steps])
+        if isinstance(guess, Solution | Tensor):
+            options["guess"] = (guess.ys if isinstance(guess, Solution) else guess)[: steps + 1]
         if isinstance(self.grid, Tensor):
-            return replace(self, grid=self.grid[: steps + (not isinstance(self.problem, Diffusion))])
-        return replace(self, grid=steps)
+            points = steps + (not isinstance(self.problem, Diffusion))
+            return replace(self, grid=self.grid[:points], options=options)
+        return replace(self, grid=steps, options=options)
 
     def with_noise(self, values: Tensor) -> Case:
-        """Replace the realization, `values` having the shape (steps, batch, *noise)."""
+        """Replace the realization.
+
+        Args:
+            values: standard normal, shape (steps, batch, *noise).
+
+        Returns:
+            The case with this noise.
+        """
         return replace(self, problem=replace(self.problem, noise=Noise.from_tensor(values)))
 
     def noise(self) -> Tensor | None:
@@ -88,7 +135,14 @@ class Case:
         return values.unflatten(0, (steps, batch))
 
     def scaled(self, factor: float) -> Case:
-        """Multiply the start by a number."""
+        """Multiply the start by a number.
+
+        Args:
+            factor: the number.
+
+        Returns:
+            The case with this start.
+        """
         name = "x_T" if isinstance(self.problem, Diffusion) else "x0"
         return replace(self, problem=replace(self.problem, **{name: factor * getattr(self.problem, name)}))
 
@@ -151,7 +205,7 @@ def largest_difference(got: Tensor, wanted: Tensor) -> tuple[float, int, int]:
         The largest difference relative to the largest number of the sample's wanted trajectory (infinite if either is
         not finite where it should be), and the grid point and the sample where it is.
     """
-    got, wanted = got.double().flatten(2), wanted.double().flatten(2)
+    got, wanted = (states.double().reshape(*states.shape[:2], -1) for states in (got, wanted))
     scale = wanted.abs().amax((0, 2)).clamp_min(torch.finfo(torch.float64).tiny)
     ratio = torch.nan_to_num((got - wanted).abs().amax(2) / scale, nan=torch.inf)
     place = int(ratio.argmax())

@@ -11,7 +11,9 @@ from torch import Tensor
 from picard.device import fetch
 from picard.errors import NotSupportedError
 from picard.verify.residual import defects
-from picard.verify.trial import Failure, Run, Skip, Trial, whole
+from picard.verify.result import Run, whole
+from picard.verify.signals import Failure, Skip
+from picard.verify.trial import Trial
 
 
 def certified(trial: Trial) -> str:
@@ -36,6 +38,7 @@ def adapted(trial: Trial) -> str:
     It is more than being causal: whether a state is accepted in one round or the next may not depend on its own noise
     either. Given the states before, an accepted state less its noise must be the same for any value of the noise.
     """
+    trial.fixed("window")
     _, certificate = _certificate(trial)
     if not hasattr(certificate, "kl") or trial.case.batch is None:
         msg = "the certificate is not one of a law"
@@ -59,7 +62,7 @@ def adapted(trial: Trial) -> str:
                 continue  # the certificate itself says that the assumption fails
             states = after.states.clone()
             states[step + 1] += (plan.c[step] * (noise[step].double() - own.double())).to(states)
-            moved = Run(states, full=True, solution=after.solution)
+            moved = Run(states, full=True, solution=after.solution, samples=one.samples)
             what = f"changing the noise of step {step}, which is then taken out again"
             worst = max(worst, trial.expect(moved, before, trial.rtol, what, list(range(step + 2))))
     return f"largest relative difference {worst:.1e}"
@@ -96,7 +99,8 @@ def _agrees(trial: Trial, run: Run, each: Tensor, *, law: bool) -> None:
     wrong &= ~torch.isinf(given)  # an infinite one promises nothing
     if bool(wrong.any()):
         sample = int(wrong.int().argmax())
-        msg = f"sample {sample} is certified {float(given[sample]):.3e}, its states say {float(found[sample]):.3e}"
+        said, right = float(given[sample]), float(found[sample])
+        msg = f"sample {run.name(sample)} is certified {said:.3e}, its states say {right:.3e}"
         raise Failure(msg)
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from picard.errors import InvalidProblemError, close_match
+from picard.doors import check_options
+from picard.errors import InvalidProblemError, close_match, describe
 from picard.sequential import sequential
 from picard.solve import solve
 from picard.verify.case import Case
 from picard.verify.properties import PROPERTIES
-from picard.verify.report import Finding, Outcome, Report, Reproducer
+from picard.verify.report import Finding, Outcome, Report
+from picard.verify.reproducer import WITHIN, Reproducer
 from picard.verify.shrink import attempt, shrink
-from picard.verify.trial import Solver, Trial
+from picard.verify.trial import Solver, Trial, parameters
 
 
 def check(
@@ -23,7 +25,7 @@ def check(
     solver: Solver = solve,
     reference: Solver = sequential,
     rtol: float | None = None,
-    within: float = 0.1,
+    within: float = WITHIN,
     properties: Sequence[str] | None = None,
     **solve_options: Any,
 ) -> Report:
@@ -31,8 +33,9 @@ def check(
 
     A solver is any callable `solver(problem, grid, method=..., **options)` that returns an object with a tensor
     `final`, shape (batch, *state), or `ys`, shape (steps + 1, batch, *state). Properties that need more, such as a
-    `tolerance` option, are skipped, and the report says what is missing. The problem of a solver of another library
-    may be anything; one of this library's can be taken apart, so more can be checked.
+    `tolerance` option, are skipped, and the report says what is missing. A solver with `**options` is taken to have
+    every option. The problem of a solver of another library may be anything; one of this library's can be taken apart,
+    so more can be checked. No tensor in problem, grid and options is left changed: a solver that writes to one fails.
 
     Args:
         problem: `ODE`, `SDE`, `Diffusion`, or whatever the solvers take.
@@ -50,25 +53,47 @@ def check(
         The report; print it, or call its `raise_for_failures()`.
 
     Raises:
-        InvalidProblemError: if a property is unknown.
+        InvalidProblemError: if a property is unknown, an argument has the wrong form, or the reference does not return
+            states.
+        TypeError: if the solver has no such option.
         Exception: if the reference fails.
     """
+    _check(solver, reference, rtol, within, properties, solve_options)
     chosen = list(PROPERTIES) if properties is None else list(properties)
-    for name in chosen:
-        if name not in PROPERTIES:
-            msg = f"unknown property {name!r}: {close_match(name, PROPERTIES)}"
-            raise InvalidProblemError(msg)
     trial = Trial(Case(problem, grid, method, solve_options), solver, reference, rtol, within)
     trial.wanted()
     return Report(trial.case, tuple(_find(trial, name) for name in chosen))
 
 
+def _check(
+    solver: Any, reference: Any, rtol: float | None, within: float, properties: Any, options: dict[str, Any]
+) -> None:
+    for name, one in (("solver", solver), ("reference", reference)):
+        taken = parameters(one) if callable(one) else {""}
+        if not callable(one) or (taken and "method" not in taken):
+            msg = f"{name} must be callable as {name}(problem, grid, method=..., **options); given {describe(one)}"
+            raise InvalidProblemError(msg)
+        if name == "solver" and taken:  # an empty set says nothing: not every callable tells what it takes
+            check_options(options, sorted(taken - {"problem", "grid", "method"}), "the solver")
+    for name, number in (("rtol", 0.0 if rtol is None else rtol), ("within", within)):
+        if not number >= 0:
+            msg = f"{name} must be a number of at least 0; given {number}"
+            raise InvalidProblemError(msg)
+    if isinstance(properties, str):
+        msg = f"properties must be a list of names; given {properties!r}: write properties=[{properties!r}]"
+        raise InvalidProblemError(msg)
+    for name in properties or ():
+        if name not in PROPERTIES:
+            msg = f"unknown property {name!r}: {close_match(str(name), PROPERTIES)}"
+            raise InvalidProblemError(msg)
+
+
 def _find(trial: Trial, name: str) -> Finding:
-    kind, detail = attempt(trial, PROPERTIES[name])
+    kind, detail, error = attempt(trial, PROPERTIES[name])
     if kind == "":
         return Finding(name, Outcome.PASSED, detail)
     if kind == "Skip":
         return Finding(name, Outcome.SKIPPED, detail)
     case, smallest = shrink(trial, PROPERTIES[name], kind)
-    solver = getattr(trial.solver, "__name__", type(trial.solver).__name__)
-    return Finding(name, Outcome.FAILED, detail, Reproducer(case, name, solver, smallest))
+    smaller = Reproducer(case, name, trial.solver, smallest, trial.reference, trial.rtol, trial.within)
+    return Finding(name, Outcome.FAILED, detail, smaller, error)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from picard.verify.certified import adapted, certified
-from picard.verify.trial import Failure, Run, Skip, Trial, whole
+from picard.verify.counting import counted
+from picard.verify.result import lists_points, whole
+from picard.verify.signals import Failure, Skip
+from picard.verify.trial import Trial
 
 Property = Callable[[Trial], str]
 
@@ -24,13 +29,10 @@ def equal_to_sequential(trial: Trial) -> str:
 
 def within_tolerance(trial: Trial) -> str:
     """With the options as given the result is near the sequential one."""
-    run = trial.run()
-    got, wanted = run.states[-1].double().flatten(1), trial.wanted().states[-1].double().flatten(1)
-    if got.shape != wanted.shape:
-        msg = f"the result has shape {tuple(run.states[-1].shape)}, the reference {tuple(trial.wanted().states.shape)}"
-        raise Failure(msg)
-    scale = trial.wanted().states.double().flatten(2).square().mean(2).sqrt().amax(0)
-    ratio = (got - wanted).square().mean(1).sqrt() / scale.clamp_min(torch.finfo(torch.float64).tiny)
+    trial.expect(trial.run(), trial.wanted(), math.inf, "the result")  # shapes and dtypes
+    got, wanted = (each.states.double().reshape(*each.states.shape[:2], -1) for each in (trial.run(), trial.wanted()))
+    scale = wanted.square().mean(2).sqrt().amax(0)
+    ratio = (got[-1] - wanted[-1]).square().mean(1).sqrt() / scale.clamp_min(torch.finfo(torch.float64).tiny)
     worst = float(torch.nan_to_num(ratio, nan=torch.inf).max())
     if not worst <= trial.within:
         msg = f"relative root mean square difference {worst:.1e} to the sequential result, more than {trial.within:.1e}"
@@ -48,7 +50,8 @@ def prefix_exact(trial: Trial) -> str:
     for rounds in sorted({1, 2, nodes // 2, nodes - 1} & set(range(1, nodes + 1))):
         points = [point for point, node in enumerate(ends) if node <= rounds]
         run = whole(trial.run(tolerance=0.0, max_rounds=rounds, **options))
-        worst = max(worst, trial.expect(run, trial.wanted(), trial.rtol, f"after {rounds} rounds", points))
+        what = f"after {rounds} round{'s' * (rounds > 1)}"
+        worst = max(worst, trial.expect(run, trial.wanted(), trial.rtol, what, points))
     return _close(worst)
 
 
@@ -70,6 +73,7 @@ def rounds_bounded(trial: Trial) -> str:
 def causal(trial: Trial) -> str:
     """Noise of later steps does not change an accepted state: what the certificate rests on."""
     trial.needs("save")
+    trial.fixed("window")
     if trial.case.batch is None:
         msg = "the problem's noise cannot be replaced"
         raise Skip(msg)
@@ -97,6 +101,7 @@ def causal(trial: Trial) -> str:
 
 def batch_independent(trial: Trial) -> str:
     """A sample's result does not depend on the batch it is in, nor on its place there."""
+    trial.fixed("window")
     batch = trial.case.batch
     if batch is None or batch == 1:
         msg = "there is one sample only" if batch else "the problem's batch cannot be taken apart"
@@ -109,8 +114,7 @@ def batch_independent(trial: Trial) -> str:
         for samples in parts:
             apart = trial.run(trial.case.select(samples))
             what = f"sample {samples[0]} alone" if len(samples) == 1 else "in reverse order"
-            picked = Run(together.states[:, samples], together.full, together.solution)
-            worst = max(worst, trial.expect(apart, picked, trial.rtol, what))
+            worst = max(worst, trial.expect(apart, together.pick(samples), trial.rtol, what))
         return worst
 
     return _close(_confirmed(trial, measure))
@@ -118,6 +122,7 @@ def batch_independent(trial: Trial) -> str:
 
 def reproducible(trial: Trial) -> str:
     """The same call gives the same bits, and its noise is the problem's realization."""
+    trial.fixed("window", "max_rows")
     first, second = trial.run(), trial.run(trial.case)
     trial.expect(second, first, 0.0, "the same call again")
     noise = trial.case.noise() if trial.case.batch else None
@@ -141,26 +146,59 @@ def window_independent(trial: Trial) -> str:
 def max_rows_independent(trial: Trial) -> str:
     """Splitting the model call changes memory, never the result."""
     trial.needs("max_rows")
+    trial.fixed("window")
 
     def measure(trial: Trial) -> float:
         whole = trial.run(max_rows=None)
-        return max(trial.expect(trial.run(max_rows=n), whole, trial.rtol, f"with max_rows={n}") for n in (1, 3))
+        sizes = (1, 3, 4, 5)  # some of which leave a smaller last call, whatever the batch
+        return max(trial.expect(trial.run(max_rows=n), whole, trial.rtol, f"with max_rows={n}") for n in sizes)
 
     return _close(_confirmed(trial, measure))
+
+
+def save_independent(trial: Trial) -> str:
+    """The option `save` chooses what is returned, and changes none of it."""
+    trial.needs("save")
+    trial.fixed("window")
+    every, given = trial.run(), trial.given()
+    save: Any = trial.case.options.get("save")
+    what = "with `save` as given" if "save" in trial.case.options else "with `save` left out"
+    worst = trial.expect(given, every, trial.rtol, what)
+    ys = getattr(given.solution, "ys", None)
+    if lists_points(save) and isinstance(ys, torch.Tensor):
+        points = replace(whole(every), states=every.states[list(save)])
+        worst = max(worst, trial.expect(replace(every, states=ys.detach().cpu()), points, trial.rtol, what))
+    return _close(worst)
+
+
+def evaluations_counted(trial: Trial) -> str:
+    """The number of evaluations it tells is the number of rows that the model was given."""
+    trial.fixed("window")
+    case, counter = counted(trial.case)
+    told = getattr(getattr(trial.run(case).solution, "stats", None), "evaluations", None)
+    if told is None:
+        msg = "the solution carries no stats.evaluations"
+        raise Skip(msg)
+    if told != counter.rows:
+        msg = f"stats.evaluations is {told}, but the model was given {counter.rows} rows"
+        raise Failure(msg)
+    return f"{told} rows"
 
 
 PROPERTIES: dict[str, Property] = {
     one.__name__: one
     for one in (
+        reproducible,  # first: a solver that draws anew fails everywhere, and this says why
         equal_to_sequential,
         within_tolerance,
         prefix_exact,
         rounds_bounded,
         causal,
         batch_independent,
-        reproducible,
         window_independent,
         max_rows_independent,
+        save_independent,
+        evaluations_counted,
         adapted,
         certified,
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
-from picard.errors import PicardError
-from picard.verify.case import Case, show
+from picard.errors import PicardError, close_match
+from picard.verify.case import Case
+from picard.verify.reproducer import Reproducer
 
 
 class VerificationError(PicardError, AssertionError):
@@ -27,42 +27,6 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True, eq=False)
-class Reproducer:
-    """The smallest case found in which a property fails.
-
-    Attributes:
-        case: the case; `case.problem`, `case.grid`, `case.method` and `case.options` can be handed to the solver.
-        property: name of the property.
-        solver: the solver's name, for printing.
-        detail: what goes wrong in it.
-    """
-
-    case: Case
-    property: str
-    solver: str
-    detail: str
-
-    def __str__(self) -> str:
-        """Print as the call that shows the failure."""
-        case = self.case
-        problem = "problem" if case.samples is None else f"picard.verify.select(problem, {list(case.samples)})"
-        options = [f"    {name}={show(value)}," for name, value in case.options.items()]
-        lines = [
-            f"# {describe_problem(case.problem)}",
-            "picard.verify.check(",
-            f"    {problem},",
-            f"    {show(case.grid)},",
-            f"    method={case.method!r},",
-            f"    solver={self.solver},",
-            *options,
-            f"    properties=[{self.property!r}],",
-            ").raise_for_failures()",
-            f"# {self.detail}",
-        ]
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True, eq=False)
 class Finding:
     """One property of the report.
 
@@ -71,12 +35,14 @@ class Finding:
         outcome: passed, failed or skipped.
         detail: what was measured, went wrong, or is missing.
         reproducer: the smallest failing case, of a failure.
+        error: what the solver raised, if that is the failure, with its traceback.
     """
 
     property: str
     outcome: Outcome
     detail: str
     reproducer: Reproducer | None = None
+    error: Exception | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,14 +68,23 @@ class Report:
         return not self.failures
 
     def __getitem__(self, name: str) -> Finding:
-        """Return the finding of a property by its name."""
-        return next(finding for finding in self.findings if finding.property == name)
+        """Return the finding of a property by its name.
+
+        Raises:
+            KeyError: if it was not checked.
+        """
+        found = {finding.property: finding for finding in self.findings}
+        if name not in found:
+            msg = f"{name!r} was not checked: {close_match(str(name), found)}"
+            raise KeyError(msg)
+        return found[name]
 
     def raise_for_failures(self) -> None:
         """Raise if a property failed.
 
         Raises:
-            VerificationError: it names the first failing property and holds the smallest failing case found.
+            VerificationError: it names the first failing property and holds the smallest failing case found; its cause
+                is what the solver raised, if that is the failure.
         """
         if not self.failures:
             return
@@ -118,7 +93,7 @@ class Report:
         message = f"the solver must be {first.property.replace('_', ' ')}: {first.detail} (failing: {names})"
         if first.reproducer is not None:
             message += f"\nsmallest failing case found:\n{first.reproducer}"
-        raise VerificationError(message, self)
+        raise VerificationError(message, self) from first.error
 
     def __str__(self) -> str:
         """Print a table of all findings and the reproducers of the failures."""
@@ -134,14 +109,3 @@ class Report:
         skipped = sum(finding.outcome is Outcome.SKIPPED for finding in self.findings)
         passed = len(self.findings) - len(self.failures) - skipped
         return f"Report(passed={passed}, failed={len(self.failures)}, skipped={skipped})"
-
-
-def describe_problem(problem: Any) -> str:
-    """Describe a problem for a reproducer: its kind, the shape of its start, and the seed of its noise."""
-    x0 = getattr(problem, "x0", None)
-    text = f"{type(problem).__name__}" if x0 is None else f"{type(problem).__name__}, x0 {tuple(x0.shape)} {x0.dtype}"
-    noise = getattr(problem, "noise", None)
-    streams, seed = getattr(noise, "streams", None), getattr(noise, "seed", None)
-    if streams is not None:
-        return f"{text}, noise streams (seed, sample) {list(streams)}"
-    return text if seed is None else f"{text}, noise=Noise.from_seed({seed})"

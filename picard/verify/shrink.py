@@ -4,29 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from picard.diffusion import Diffusion
 from picard.verify.case import Case
 from picard.verify.properties import Property
-from picard.verify.trial import Failure, Skip, Trial
+from picard.verify.signals import Failure, Skip
+from picard.verify.trial import Trial
 
 _BUDGET = 40
 
 
-def attempt(trial: Trial, check: Property) -> tuple[str, str]:
-    """Check a property and catch everything.
+class Attempt(NamedTuple):
+    """What came of checking a property.
 
-    Returns:
-        The kind of the outcome, `""` for a pass and `"Skip"` for a skip, and its message.
+    Attributes:
+        kind: `""` for a pass, `"Skip"`, `"Failure"`, or the type of what was raised.
+        detail: its message.
+        error: what was raised, if it is an error.
     """
+
+    kind: str
+    detail: str
+    error: Exception | None = None
+
+
+def attempt(trial: Trial, check: Property) -> Attempt:
+    """Check a property and catch everything."""
     try:
-        return "", check(trial)
-    except Skip as reason:
-        return "Skip", str(reason)
-    except Failure as reason:
-        return "Failure", str(reason)
+        return Attempt("", check(trial))
+    except (Skip, Failure) as reason:
+        return Attempt(type(reason).__name__, str(reason))
     except Exception as error:  # noqa: BLE001  # a solver that raises anything has failed, and the report says how
-        return type(error).__name__, f"raised {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        name = type(error).__name__
+        return Attempt(name, f"raised {name}: {str(error).partition(chr(10))[0]}", error)
 
 
 def shrink(trial: Trial, check: Property, kind: str) -> tuple[Case, str]:
@@ -43,7 +54,7 @@ def shrink(trial: Trial, check: Property, kind: str) -> tuple[Case, str]:
     Returns:
         The case and the message of its failure.
     """
-    best, detail, budget = trial.case, attempt(trial, check)[1], _BUDGET
+    best, detail, budget = trial.case, attempt(trial, check).detail, _BUDGET
     smaller = True
     while smaller and budget > 0:
         smaller = False
@@ -52,9 +63,9 @@ def shrink(trial: Trial, check: Property, kind: str) -> tuple[Case, str]:
                 if budget == 0:
                     return best, detail
                 budget -= 1
-                found, message = attempt(trial.on(case), check)
-                if found == kind:
-                    best, detail, smaller = case, message, True
+                found = attempt(trial.on(case), check)
+                if found.kind == kind:
+                    best, detail, smaller = case, found.detail, True
                     break
     return best, detail
 

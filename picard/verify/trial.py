@@ -4,46 +4,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from picard.errors import InvalidProblemError, describe
+from picard.errors import InvalidProblemError
 from picard.prepare import Prepared
 from picard.problem import Problem
 from picard.sde import SDE
 from picard.verify.case import Case, largest_difference
+from picard.verify.inputs import Inputs, same
+from picard.verify.result import Run, read
+from picard.verify.signals import Failure, Skip
 
 Solver = Callable[..., Any]
 """Called as `solver(problem, grid, method=..., **options)`; returns an object with `final`, better with `ys`."""
 
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-
-
-class Skip(Exception):  # noqa: N818  # not an error: a property that means nothing here
-    """A property cannot be measured; the message says what is missing."""
-
-
-class Failure(Exception):  # noqa: N818  # not an error of this library: a property that does not hold
-    """A property does not hold; the message says what was measured."""
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """One result of a solver.
-
-    Attributes:
-        states: states at all grid points, shape (points, batch, *state), or the final ones alone, with one point; on
-            the CPU, where they are compared, since not every device has float64.
-        full: whether there are all points.
-        solution: what the solver returned.
-    """
-
-    states: Tensor
-    full: bool
-    solution: Any
 
 
 class Trial:
@@ -59,9 +36,8 @@ class Trial:
 
     def __init__(self, case: Case, solver: Solver, reference: Solver, rtol: float | None, within: float) -> None:
         self.case, self.solver, self.reference, self.within = case, solver, reference, within
-        dtype = getattr(getattr(case.problem, "x0", None), "dtype", torch.float64)
-        self.rtol = _ROUNDING.get(dtype, 2e-4) if rtol is None else rtol
-        self._taken = _parameters(solver)
+        self.rtol = rounding(case.problem) if rtol is None else rtol
+        self._taken = parameters(solver)
         self._kept: dict[str, Run] = {}
 
     def on(self, case: Case) -> Trial:
@@ -83,6 +59,22 @@ class Trial:
                 msg = f"the solver takes no option {option!r}"
                 raise Skip(msg)
 
+    def fixed(self, *options: str) -> None:
+        """Skip the property if one of these options is chosen by measuring.
+
+        Raises:
+            Skip: with what to give instead.
+        """
+        for option in options:
+            value = self.case.options.get(option)
+            if isinstance(value, str) and value == "auto":
+                msg = f'{option}="auto" goes by measured times, and results repeat within the tolerance only'
+                raise Skip(f"{msg}: give a number")
+
+    def given(self) -> Run:
+        """Run the solver with the options as they are, `save` too."""
+        return self._call(self.solver, self.case, dict(self.case.options))
+
     def run(self, case: Case | None = None, **changes: Any) -> Run:
         """Run the solver with the case's options and some changed."""
         given = self.case if case is None else case
@@ -97,12 +89,20 @@ class Trial:
             self._kept[key] = run
         return self._kept[key]
 
-    def wanted(self, case: Case | None = None) -> Run:
-        """Run the reference."""
-        if case is not None:
-            return self._call(self.reference, case, self._save(self.reference))
+    def wanted(self) -> Run:
+        """Run the reference.
+
+        Raises:
+            InvalidProblemError: if it does not return states, or changes what it is given.
+        """
         if "reference" not in self._kept:
-            self._kept["reference"] = self._call(self.reference, self.case, self._save(self.reference))
+            taken = parameters(self.reference)
+            options = {"save": "all"} if taken is None or "save" in taken else {}
+            try:
+                self._kept["reference"] = self._call(self.reference, self.case, options)
+            except (Failure, Skip) as error:
+                msg = f"the reference is not usable: {error}"
+                raise InvalidProblemError(msg) from error
         return self._kept["reference"]
 
     def prepared(self) -> Prepared:
@@ -130,55 +130,50 @@ class Trial:
             Failure: if it is more than `most`, or the shapes differ.
         """
         a, b = (got.states, wanted.states) if got.full and wanted.full else (got.states[-1:], wanted.states[-1:])
-        if a.shape != b.shape:
-            msg = f"{what}: shape {tuple(a.shape)} instead of {tuple(b.shape)}"
-            raise Failure(msg)
+        for name in ("shape", "dtype"):
+            if getattr(a, name) != getattr(b, name):
+                msg = f"{what}: {name} {_text(getattr(a, name))} instead of {_text(getattr(b, name))}"
+                raise Failure(msg)
         if points is not None:
             a, b = a[points], b[points]
+        if same(a, b):
+            return 0.0  # also where both are not finite
         difference, point, sample = largest_difference(a, b)
         if not difference <= most:
             where = point if points is None else points[point]
             place = f"at grid point {where}" if got.full and wanted.full else "at the end"
-            msg = f"{what}: relative difference {difference:.1e} {place} of sample {sample}, more than {most:.1e}"
+            at = f"{place} of sample {got.name(sample)}"
+            msg = f"{what}: relative difference {difference:.1e} {at}, more than {most:.1e}"
             raise Failure(msg)
         return difference
 
     def _call(self, solver: Solver, case: Case, options: dict[str, Any]) -> Run:
-        solution = solver(case.problem, case.grid, method=case.method, **options)
-        ys, final = getattr(solution, "ys", None), getattr(solution, "final", None)
-        steps = case.steps
-        if isinstance(ys, Tensor) and (len(ys) == steps + 1 if steps is not None else len(ys) > 1):
-            return Run(ys.detach().cpu(), True, solution)
-        last = ys[-1] if final is None and isinstance(ys, Tensor) and len(ys) else final
-        if isinstance(last, Tensor):
-            return Run(last[None].detach().cpu(), False, solution)
-        msg = f"a solver must return an object with a tensor `final` or `ys`; it returned {describe(solution)}"
-        raise InvalidProblemError(msg)
-
-    @staticmethod
-    def _save(solver: Solver) -> dict[str, Any]:
-        taken = _parameters(solver)
-        return {"save": "all"} if taken is None or "save" in taken else {}
+        inputs = Inputs({"problem": case.problem, "grid": case.grid, **options})
+        try:
+            solution = solver(case.problem, case.grid, method=case.method, **options)
+        finally:
+            changed = inputs.restore()
+        if changed:
+            msg = f"it must leave its input as it is; it changed {' and '.join(changed)} in place: begin with x.clone()"
+            raise Failure(msg)
+        return read(solution, case, self.rtol, options.get("save"))
 
 
-def _parameters(solver: Solver) -> set[str] | None:
-    """Names of the options a callable takes; `None` if it takes any."""
+def rounding(problem: Any) -> float:
+    """Return the largest relative difference that counts as rounding, by the dtype of the problem's state."""
+    return _ROUNDING.get(getattr(getattr(problem, "x0", None), "dtype", torch.float64), 2e-4)
+
+
+def parameters(solver: Solver) -> set[str] | None:
+    """Name the options a callable takes; `None` if it takes any, none at all if it does not tell."""
     try:
-        parameters = inspect.signature(solver).parameters
+        found = inspect.signature(solver).parameters
     except (TypeError, ValueError):
         return set()
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in found.values()):
         return None
-    return set(parameters)
+    return set(found)
 
 
-def whole(run: Run) -> Run:
-    """Return the run, which must hold all states.
-
-    Raises:
-        Skip: if it does not.
-    """
-    if not run.full:
-        msg = "the solution does not hold the states at all grid points"
-        raise Skip(msg)
-    return run
+def _text(value: Any) -> str:
+    return str(tuple(value)) if isinstance(value, torch.Size) else str(value)

@@ -28,7 +28,7 @@ def test_a_report_prints_one_line_a_property() -> None:
     assert [line.split()[1] for line in lines[1:]] == list(PROPERTIES)
     assert lines[0] == repr(report.case)
     assert report.passed
-    assert repr(report) == "Report(passed=9, failed=0, skipped=2)"
+    assert repr(report) == "Report(passed=11, failed=0, skipped=2)"
     assert report["certified"].outcome is Outcome.SKIPPED
     report.raise_for_failures()
 
@@ -184,3 +184,10 @@ def test_problems_on_a_device_without_float64_can_be_checked() -> None:
         )
     report.raise_for_failures()
     assert {one.outcome for one in report.findings} == {Outcome.PASSED}
+
+
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction", "epsilon"])
+def test_exact_networks_do_not_overflow_in_half_precision(prediction: Any) -> None:
+    model = Mixture.random(0).denoiser(picard.Schedule.karras(0.01, 80.0), prediction).model
+    x, t = torch.full((1, 2), 300.0, dtype=torch.float64), torch.full((1,), 80.0, dtype=torch.float64)
+    torch.testing.assert_close(model(x.half(), t), model(x, t).half())
