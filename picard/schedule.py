@@ -13,9 +13,7 @@ from torch import Tensor
 from picard.device import fetch
 from picard.errors import InvalidGridError, InvalidProblemError, close_match, describe
 from picard.grid import Levels
-
-Spacing = Literal["leading", "trailing", "linspace", "karras"]
-_SPACINGS = ("leading", "trailing", "linspace", "karras")
+from picard.spacing import SPACINGS, Spacing, check_steps, karras_sigmas, nearest_training_steps, training_steps
 
 
 class Schedule(ABC):
@@ -71,7 +69,17 @@ class Schedule(ABC):
     def linear(
         train_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, *, spacing: Spacing = "leading"
     ) -> TrainedSchedule:
-        """Build the linear schedule of DDPM (Ho et al., 2020)."""
+        """Build the linear schedule of DDPM (Ho et al., 2020).
+
+        Args:
+            train_steps: number of training steps.
+            beta_start: beta of the first training step.
+            beta_end: beta of the last one.
+            spacing: as for `from_alphas_cumprod`.
+
+        Raises:
+            InvalidProblemError: if a beta is outside [0, 1) or the spacing is unknown.
+        """
         betas = torch.linspace(beta_start, beta_end, train_steps, dtype=torch.float64, device="cpu")
         return TrainedSchedule(torch.cumprod(1 - betas, 0), spacing)
 
@@ -79,13 +87,22 @@ class Schedule(ABC):
     def scaled_linear(
         train_steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012, *, spacing: Spacing = "leading"
     ) -> TrainedSchedule:
-        """Build the schedule of latent diffusion (Rombach et al., 2022): the square root of beta is linear."""
+        """Build the schedule of latent diffusion (Rombach et al., 2022): the square root of beta is linear.
+
+        Arguments and errors are those of `linear`.
+        """
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, train_steps, dtype=torch.float64, device="cpu") ** 2
         return TrainedSchedule(torch.cumprod(1 - betas, 0), spacing)
 
     @staticmethod
     def cosine(train_steps: int = 1000, *, max_beta: float = 0.999, spacing: Spacing = "leading") -> TrainedSchedule:
-        """Build the squared-cosine schedule (Nichol and Dhariwal, 2021), betas capped at `max_beta`."""
+        """Build the squared-cosine schedule (Nichol and Dhariwal, 2021).
+
+        Args:
+            train_steps: number of training steps.
+            max_beta: largest beta, below 1; larger ones are cut.
+            spacing: as for `from_alphas_cumprod`.
+        """
         u = torch.linspace(0, 1, train_steps + 1, dtype=torch.float64, device="cpu")
         bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = (1 - bar[1:] / bar[:-1]).clamp_max(max_beta)
@@ -93,7 +110,16 @@ class Schedule(ABC):
 
     @staticmethod
     def karras(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> SigmaSchedule:
-        """Build the schedule of Karras et al. (2022), eq. 5: alpha = 1, the model's time is sigma."""
+        """Build the schedule of Karras et al. (2022), eq. 5: alpha = 1, the model's time is sigma.
+
+        Args:
+            sigma_min: smallest level above 0, which is added.
+            sigma_max: largest level, the standard deviation of the start.
+            rho: how much closer levels are where there is little noise.
+
+        Raises:
+            InvalidProblemError: if they are not positive and in this order.
+        """
         return SigmaSchedule("karras", sigma_min, sigma_max, rho)
 
     @staticmethod
@@ -130,7 +156,7 @@ class TrainedSchedule(Schedule):
                 f"{bar.min():g} to {bar.max():g}: pass torch.cumprod(1 - betas, 0) with every beta in [0, 1)"
             )
             raise InvalidProblemError(msg)
-        for name, value, known in (("spacing", self.spacing, _SPACINGS), ("final", self.final, ("data", "first"))):
+        for name, value, known in (("spacing", self.spacing, SPACINGS), ("final", self.final, ("data", "first"))):
             if value not in known:
                 msg = f"unknown {name} {value!r}: {close_match(str(value), known)}"
                 raise InvalidProblemError(msg)
@@ -138,23 +164,14 @@ class TrainedSchedule(Schedule):
 
     def levels(self, grid: int | Tensor) -> Levels:
         """List the levels at a number of steps, or at given decreasing training steps."""
-        if isinstance(grid, int) and self.spacing == "karras":
-            return self._karras_levels(_check_steps(grid, len(self.alphas_cumprod)))
-        t = self._timesteps(grid) if isinstance(grid, int) else self._check_timesteps(grid)
+        train = len(self.alphas_cumprod)
+        if isinstance(grid, int) and check_steps(grid, train) and self.spacing == "karras":
+            return self._karras_levels(grid)
+        chosen = training_steps(grid, train, self.spacing, self.steps_offset) if isinstance(grid, int) else grid
+        t = self._check_timesteps(chosen)
         last = torch.ones(1, dtype=torch.float64, device="cpu") if self.final == "data" else self.alphas_cumprod[:1]
         bar = torch.cat([self.alphas_cumprod[t], last])
         return Levels(t.double(), bar.sqrt(), (1 - bar).sqrt())
-
-    def _timesteps(self, steps: int) -> Tensor:
-        train = len(self.alphas_cumprod)
-        _check_steps(steps, train)
-        if self.spacing == "leading":
-            t = torch.arange(steps, device="cpu").flip(0) * (train // steps) + self.steps_offset
-        elif self.spacing == "trailing":
-            t = (train - torch.arange(steps, dtype=torch.float64, device="cpu") * (train / steps)).round().long() - 1
-        else:
-            t = torch.linspace(0, train - 1, steps, dtype=torch.float64, device="cpu").round().long().flip(0)
-        return self._check_timesteps(t)
 
     def _check_timesteps(self, t: Tensor) -> Tensor:
         train = len(self.alphas_cumprod)
@@ -177,10 +194,7 @@ class TrainedSchedule(Schedule):
     def _karras_levels(self, steps: int) -> Levels:
         sigma = ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
         visited = karras_sigmas(steps, float(sigma[0]), float(sigma[-1]), 7.0)
-        log_sigma = sigma.log()
-        above = torch.searchsorted(log_sigma, visited.log()).clamp(1, len(sigma) - 1)
-        share = (visited.log() - log_sigma[above - 1]) / (log_sigma[above] - log_sigma[above - 1])
-        t = (above - 1 + share.clamp(0, 1)).round()  # the network knows whole training steps only
+        t = nearest_training_steps(visited, sigma)
         last = torch.zeros(1, dtype=torch.float64, device="cpu") if self.final == "data" else sigma[:1]
         scaled = torch.cat([visited, last])
         alpha = 1 / (1 + scaled**2).sqrt()
@@ -210,7 +224,7 @@ class SigmaSchedule(Schedule):
 
     def levels(self, grid: int | Tensor) -> Levels:
         """List the levels at a number of steps, or at given decreasing values of sigma; the final sigma is 0."""
-        sigma = self._sigmas(_check_steps(grid, None)) if isinstance(grid, int) else self._check_sigmas(grid)
+        sigma = self._sigmas(check_steps(grid, None)) if isinstance(grid, int) else self._check_sigmas(grid)
         full = torch.cat([sigma, torch.zeros(1, dtype=torch.float64, device="cpu")])
         flow = self.kind == "flow"
         return Levels(sigma * self.time_scale, 1 - full if flow else torch.ones_like(full), full, straight=flow)
@@ -234,17 +248,3 @@ class SigmaSchedule(Schedule):
             )
             raise InvalidGridError(msg)
         return sigma
-
-
-def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
-    """Space noise levels by Karras et al. (2022), eq. 5, from `sigma_max` down to `sigma_min`; shape (steps,)."""
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64, device="cpu")
-    return (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
-
-
-def _check_steps(steps: int, most: int | None) -> int:
-    if isinstance(steps, bool) or steps < 1 or (most is not None and steps > most):
-        bound = "at least 1" if most is None else f"between 1 and the {most} training steps"
-        msg = f"the number of steps must be {bound}; given {steps}: write e.g. 50"
-        raise InvalidGridError(msg)
-    return steps

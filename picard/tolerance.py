@@ -48,10 +48,24 @@ class Tolerance(ABC):
 
     @abstractmethod
     def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
-        """Return the largest acceptable change of every candidate; minus infinity keeps even a still one."""
+        """Return the largest acceptable change of every candidate.
+
+        Args:
+            candidates: the states a round proposes to accept.
+
+        Returns:
+            The bounds, shape (batch, nodes), typed as `candidates.size`; minus infinity keeps even still states.
+        """
 
     def watched(self, change: Float[Tensor, "batch nodes dims"]) -> Float[Tensor, "batch nodes watched"]:
-        """Return the part of every change that counts: all of it, unless a rule says otherwise."""
+        """Return the part of every change that counts: all of it, unless a rule says otherwise.
+
+        Args:
+            change: how far every candidate moved in the round, shape (batch, nodes, dims).
+
+        Returns:
+            That part, shape (batch, nodes, watched), whose root mean square is compared with the bound.
+        """
         return change
 
     def check(self, plan: Plan) -> None:
