@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from picard.errors import InvalidProblemError, close_match, describe
+from picard.number import check_count
 
 from .pipeline import Mode, Options, change
 
@@ -50,9 +51,8 @@ def parallelize(
         msg = f"unknown mode {mode!r}: {close_match(str(mode), _MODES)}"
         raise InvalidProblemError(msg)
     for name, value in (("window", window), ("max_rows", max_rows)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            msg = f"{name} must be an integer of at least 1, or None; given {describe(value)}"
-            raise InvalidProblemError(msg)
+        if value is not None:
+            check_count(name, value, ", or None")
     if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
         msg = f"tolerance must be a number in [0, 1), relative to the denoiser's output; given {describe(tolerance)}"
         raise InvalidProblemError(msg)

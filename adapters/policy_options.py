@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from picard.errors import InvalidProblemError, close_match, describe
 from picard.linearize import Linearization, resolve_linearization
+from picard.number import check_count
 from picard.plan import Plan
 from picard.tolerance import FixedRounds, NoiseRatio, Tolerance, TotalVariation, resolve_tolerance
 
@@ -46,12 +47,12 @@ class PolicyOptions:
             if value not in known:
                 msg = f"unknown {name} {value!r}: {close_match(str(value), known)}"
                 raise InvalidProblemError(msg)
-        _check_count("window", self.window)
+        check_count("window", self.window)
         for name in ("max_rows", "actions"):
             if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name))
+                check_count(name, getattr(self, name))
         if self.warm_start not in (None, "shift"):
-            _check_count("warm_start", self.warm_start, ', None, or "shift" for the policy\'s own number')
+            check_count("warm_start", self.warm_start, ', None, or "shift" for the policy\'s own number')
         if self.tolerance is not None and not _is_tolerance(self.tolerance):
             msg = f"tolerance must be at least 0, or a rule such as NoiseRatio(0.1); given {describe(self.tolerance)}"
             raise InvalidProblemError(msg)
@@ -110,9 +111,3 @@ class PolicyOptions:
 def _is_tolerance(value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, Tolerance) or (number and 0 <= value < math.inf)
-
-
-def _check_count(name: str, value: Any, otherwise: str = "") -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        msg = f"{name} must be an integer of at least 1{otherwise}; given {describe(value)}"
-        raise InvalidProblemError(msg)

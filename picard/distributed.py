@@ -132,10 +132,10 @@ class SpreadProblem(Problem):
         every = self.ranks.gather_objects(mine)
         differ = [name for name in mine if any(other.get(name) != mine[name] for other in every)]
         if differ:
-            msg = (
-                f"all ranks must solve the same problem with the same options; they differ in {', '.join(differ)}: "
-                "seed every rank alike, and give noise=Noise.from_seed(...)"
-            )
+            drawn = {"x0", "cond", "noise", "guess"} & set(differ)
+            mend = "seed every rank alike, and give noise=Noise.from_seed(...)" if drawn else "give them alike"
+            named = ", ".join(differ)
+            msg = f"all ranks must solve the same problem with the same options; they differ in {named}: {mend}"
             raise DistributedError(msg)
 
     def together(self, look: Callable[[], Result]) -> Result:

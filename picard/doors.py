@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from picard.device import send
-from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
+from picard.errors import NotSupportedError, close_match
 from picard.shapes import Float
 from picard.solution import Solution, Status
 
@@ -43,18 +42,6 @@ def check_constant(name: str, t: Tensor) -> None:
             "solve over times from 0 to 1 what runs T times as fast, T * func(T * t, y)"
         )
         raise NotSupportedError(msg)
-
-
-def number(name: str, value: object) -> float:
-    """Turn what stands for one number into that.
-
-    Raises:
-        InvalidProblemError: if it is none.
-    """
-    if isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()):
-        return float(value)
-    msg = f"{name} must be one number; given {describe(value)}: write e.g. {name}=1e-3"
-    raise InvalidProblemError(msg)
 
 
 def reached(solution: Solution, points: Tensor) -> Float[Tensor, "points batch *state"]:

@@ -234,9 +234,7 @@ class _CoarseNoise(Noise):
         return (values * weight.reshape(*weight.shape, *[1] * len(shape))).sum(1)
 
     def on(self, times: Float[Tensor, " points"]) -> Noise:
-        if self.times is None:
-            return self
-        return replace(self, fine=self.fine.on(self.times))
+        return replace(self, fine=self.fine.on(times if self.times is None else self.times))
 
     def select(self, samples: Sequence[int]) -> Noise:
         return replace(self, fine=self.fine.select(samples))

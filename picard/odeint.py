@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from picard.device import fetch
-from picard.doors import SOLVER_OPTIONS, check_constant, check_options, number, reached
+from picard.doors import SOLVER_OPTIONS, check_constant, check_options, reached
 from picard.errors import (
     InvalidGridError,
     InvalidProblemError,
@@ -22,6 +22,7 @@ from picard.errors import (
 )
 from picard.grid import Levels, Times, check_times
 from picard.interpolate import Readout
+from picard.number import number
 from picard.ode import ODE
 from picard.pack import Pack
 from picard.plan import Integrator, Plan

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from picard.device import on_host, send
+from picard.doors import check_constant
 from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.grid import Levels
+from picard.number import whole
 from picard.plan import Integrator, Plan
 from picard.problem import Problem
 from picard.registry import resolve
@@ -49,6 +51,10 @@ def prepare(problem: Problem | SDE, grid: int | Tensor, method: str | Integrator
     Raises:
         PicardError: if one of them is not valid; see `solve`.
     """
+    if isinstance(grid, Tensor):
+        check_constant("grid", grid)
+    count = whole(grid)
+    grid = grid if count is None else count
     if isinstance(problem, SDE):
         problem = problem.absorb(grid)  # type: ignore[arg-type]  # absorb says what is wrong with an integer
     if not isinstance(problem, Problem):

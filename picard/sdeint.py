@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from picard.device import fetch
-from picard.doors import SOLVER_OPTIONS, check_constant, check_options, number, reached
+from picard.doors import SOLVER_OPTIONS, check_constant, check_options, reached
 from picard.equation import channels_of, functions_of, types_of
 from picard.errors import (
     InvalidGridError,
@@ -23,6 +23,7 @@ from picard.errors import (
 from picard.grid import NoiseKind, check_times
 from picard.interpolate import Readout
 from picard.noise import Noise
+from picard.number import number
 from picard.problem import check_finite
 from picard.rowwise import rowwise
 from picard.sde import SDE

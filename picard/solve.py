@@ -14,12 +14,13 @@ from torch import Tensor
 from picard.certify import Certifier
 from picard.choice import choose
 from picard.engine import Setup
-from picard.errors import InvalidProblemError, NotSupportedError, describe
+from picard.errors import NotSupportedError
 from picard.expected import Expected
 from picard.functions import functions_of
 from picard.gradient import differentiation, solve_with_gradient
 from picard.guess import resolve_guess
 from picard.linearize import Linearization, resolve_linearization
+from picard.number import check_count
 from picard.plan import Integrator
 from picard.prepare import prepare
 from picard.problem import Problem
@@ -110,11 +111,12 @@ def solve(
         NotConvergedError: if `max_rounds` is reached; carries the solution so far.
     """
     started = time.perf_counter()
-    nodes, most = _check_at_least_one("window", window), _check_at_least_one("max_rows", max_rows)
-    _check_at_least_one("max_rounds", max_rounds, auto=False)
-    if _check_at_least_one("sync_every", sync_every, auto=False) is None:
-        msg = "sync_every must be an integer of at least 1; given None"
-        raise InvalidProblemError(msg)
+    nodes, most = (
+        None if given is None or given == "auto" else check_count(name, given, ', "auto" or None')
+        for name, given in (("window", window), ("max_rows", max_rows))
+    )
+    last = None if max_rounds is None else check_count("max_rounds", max_rounds, ", or None")
+    sync_every = check_count("sync_every", sync_every)
     prepared = prepare(problem, grid, method)
     plan = prepared.plan
     rule = resolve_tolerance(tolerance, plan)
@@ -153,7 +155,12 @@ def solve(
             "tolerance": rule,
             "linearization": setup.linearization,
             "guess": guess.ys if isinstance(guess, Solution) else getattr(guess, "values", guess),
-            "the other options": (window, max_rows, max_rounds, certify, sync_every, torch.is_grad_enabled()),
+            "window": window,
+            "max_rows": max_rows,
+            "max_rounds": max_rounds,
+            "certify": certify,
+            "sync_every": sync_every,
+            "whether gradients are enabled": torch.is_grad_enabled(),
         }
     )
     choice = None
@@ -173,8 +180,8 @@ def solve(
                 found, error = follow(prepared, x0, trajectory, bar, setup.max_rows)
                 if error is not None and throw:
                     raise error
-                return found
-            return Run(setup, prepared, x0, trajectory, max_rounds, callback, spent).finish(bar, throw=throw)
+                return replace(found, stats=replace(found.stats, evaluations=found.stats.evaluations + spent))
+            return Run(setup, prepared, x0, trajectory, last, callback, spent).finish(bar, throw=throw)
 
     if by is not None and (by.inputs or prepared.problem.x0.requires_grad):
         solution = solve_with_gradient(setup, prepared, save, by, run)
@@ -186,13 +193,3 @@ def solve(
     if throw and Status.STOPPED not in solution.status:
         solution.raise_for_status()
     return solution
-
-
-def _check_at_least_one(name: str, value: Any, *, auto: bool = True) -> int | None:
-    if value is None or (auto and value == "auto"):
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        other = ', "auto" or None' if auto else ", or None"
-        msg = f"{name} must be an integer of at least 1{other}; given {describe(value)}"
-        raise InvalidProblemError(msg)
-    return value

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from picard.errors import InvalidProblemError, NotSupportedError, describe
+from picard.number import number, whole
 from picard.plan import Plan
 from picard.shapes import Float, Int
 
@@ -156,7 +158,7 @@ class FixedRounds(Tolerance):
 
     def __post_init__(self) -> None:
         """Check the number."""
-        if not isinstance(self.rounds, int) or self.rounds < 1:
+        if (whole(self.rounds) or 0) < 1:
             msg = f"FixedRounds needs a whole number of rounds, at least one; given {describe(self.rounds)}"
             raise InvalidProblemError(msg)
 
@@ -182,7 +184,7 @@ class TotalVariation(Tolerance):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        if not 0 < self.eps < 1:
+        if not 0 < number("eps", self.eps) < 1:
             msg = f"TotalVariation needs a bound within (0, 1); given {self.eps}: write e.g. TotalVariation(0.05)"
             raise InvalidProblemError(msg)
 
@@ -211,8 +213,9 @@ def resolve_tolerance(given: float | Tolerance | None, plan: Plan) -> Tolerance:
     """
     if given is None:
         return RelAbs() if plan.yardstick is None else NoiseRatio()
-    if isinstance(given, (int, float)) and not isinstance(given, bool):
-        return RelAbs(given, given) if plan.yardstick is None else NoiseRatio(given)
+    if isinstance(given, (Real, Tensor)) and not isinstance(given, bool):
+        value = number("tolerance", given)
+        return RelAbs(value, value) if plan.yardstick is None else NoiseRatio(value)
     if not isinstance(given, Tolerance):
         msg = f"tolerance must be a number, or a rule such as NoiseRatio(0.1); given {describe(given)}"
         raise InvalidProblemError(msg)
@@ -221,6 +224,6 @@ def resolve_tolerance(given: float | Tolerance | None, plan: Plan) -> Tolerance:
 
 
 def _check_not_negative(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
+    if not 0 <= number(name, value) < math.inf:
         msg = f"{name} must be finite and not negative; given {value}"
         raise InvalidProblemError(msg)

@@ -124,8 +124,10 @@ class Clocked:
 
     def __init__(self, model: Callable[..., Tensor], cost: Callable[[int], float]) -> None:
         self.model, self.cost, self.now = model, cost, 0.0
+        self.rows = 0
 
     def __call__(self, first: Tensor, second: Tensor, **cond: Any) -> Tensor:
+        self.rows += len(first)
         self.now += self.cost(len(first))
         return self.model(first, second, **cond)
 

@@ -154,7 +154,8 @@ def ranks_that_disagree_are_told_in_what() -> None:
     refused("tolerance", pendulum(), tolerance=(1e-3, 1e-4)[rank])
     refused("linearization", pendulum(), linearization=("secant", "frozen")[rank])
     refused("guess", pendulum(), guess=("hold", "copy")[rank])
-    refused("the other options", pendulum(), window=5 + rank)
+    refused("window", pendulum(), window=5 + rank)
+    refused("certify", pendulum(), certify=rank == 0)
 
 
 def a_model_that_raises_on_one_rank_ends_all() -> None:

@@ -236,6 +236,20 @@ CASES: dict[str, Refusal] = {
         ["kick=h.abs().sqrt() / h"],
     ),
     # options
+    "a rule of a word": (lambda: picard.RelAbs("tight"), InvalidProblemError, ["rtol must be one number", "rtol=1e-3"]),  # type: ignore[arg-type]
+    "a rule of several numbers": (
+        lambda: picard.NoiseRatio(torch.ones(2)),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["tau must be one number", "(2,)"],
+    ),
+    "a law's bound of a word": (lambda: picard.TotalVariation("a"), InvalidProblemError, ["eps must be one number"]),  # type: ignore[arg-type]
+    "a truth of rounds": (lambda: picard.FixedRounds(True), InvalidProblemError, ["whole number of rounds"]),
+    "sync_every": (optioned(sync_every="auto"), InvalidProblemError, ["sync_every must be an integer of at least 1;"]),
+    "a grid that asks for a gradient": (
+        lambda: solve(pendulum(), times(5).requires_grad_(), method="euler"),
+        NotSupportedError,
+        ["grid.detach()"],
+    ),
     "window": (optioned(window=0), InvalidProblemError, ["window", "at least 1", "0 (int)"]),
     "negative window": (optioned(window=-3), InvalidProblemError, ["at least 1", "-3"]),
     "window of another type": (optioned(window=2.5), InvalidProblemError, ["integer", "2.5 (float)"]),

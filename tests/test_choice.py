@@ -151,6 +151,7 @@ def test_gradients_pass_through_either_choice(cost: Callable[[int], float], cloc
         x0 = start(2, 2).requires_grad_()
         model = clocked(pendulum_drift, cost)
         solution = picard.solve(picard.ODE(model, x0), times(30), method="rk4", window=window, tolerance=1e-12)
+        assert model.rows == solution.stats.evaluations
         return torch.autograd.grad(solution.final.square().sum(), x0)[0]
 
     torch.testing.assert_close(gradient("auto"), gradient(40), rtol=1e-8, atol=1e-10)

@@ -198,6 +198,13 @@ def test_a_brownian_path_backward_in_time_and_its_samples() -> None:
     there, back = draw(forward, 3, 8, 2), draw(backward, 3, 8, 2)
     torch.testing.assert_close(there, -back.flip(1))
     assert torch.equal(draw(forward.select([2, 0]), 2, 8, 2), there[[2, 0]])
-    for coarser in (Noise.from_brownian(path).coarsen(4, grid), Noise.from_brownian(path).coarsen(4)):
+    for coarser in (
+        Noise.from_brownian(path).coarsen(4, grid),
+        Noise.from_brownian(path).coarsen(4),
+        Noise.from_brownian(path).coarsen(2, grid).coarsen(2, grid[::2]),
+    ):
         coarse = draw(coarser.on(grid[::4]), 3, 2, 2)
         torch.testing.assert_close(coarse, draw(Noise.from_brownian(path).on(grid[::4]), 3, 2, 2))
+    halves = draw(Noise.from_brownian(path).coarsen(2, grid).on(grid[::2]), 3, 4, 2)
+    even = Noise.from_brownian(path).coarsen(2, grid).coarsen(2).on(grid[::4])  # as if all steps had one length
+    torch.testing.assert_close(draw(even, 3, 2, 2), halves.unflatten(1, (2, 2)).sum(2) / 2**0.5)

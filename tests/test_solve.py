@@ -249,3 +249,13 @@ def test_a_smaller_tolerance_gives_a_smaller_error_for_more_rounds() -> None:
     errors = [rms(one.final - expected) for one in found]
     assert errors == sorted(errors, reverse=True)
     assert [one.stats.rounds for one in found] == sorted(one.stats.rounds for one in found)
+
+
+def test_options_may_be_numbers_of_numpy_and_of_torch(unchecked: None) -> None:
+    problem = diffusion()
+    plain = picard.solve(problem, 20, method="ddim", window=7, max_rows=5, max_rounds=30, tolerance=0.5)
+    given: dict[str, Any] = {"window": np.int64(7), "max_rows": np.int32(5), "max_rounds": np.int64(30)}
+    for tolerance in (np.float32(0.5), torch.tensor(0.5), np.float64(0.5)):
+        found = picard.solve(problem, np.int64(20), method="ddim", tolerance=tolerance, **given)  # type: ignore[arg-type]
+        assert torch.equal(found.final, plain.final)
+        assert (found.stats.rounds, found.stats.evaluations) == (plain.stats.rounds, plain.stats.evaluations)
