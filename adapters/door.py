@@ -29,8 +29,8 @@ def parallelize(sampler: Any, **options: Any) -> Any:
         InvalidProblemError: if an option has the wrong form.
         TypeError: if an option is unknown.
     """
-    run = parallelize_pipeline if owner_of(sampler) is None else parallelize_policy
-    return run(sampler, **options)
+    policy = owner_of(sampler) is not None or hasattr(sampler, "conditional_sample")  # the latter may lack something
+    return (parallelize_policy if policy else parallelize_pipeline)(sampler, **options)
 
 
 def restore(sampler: Any) -> Any:

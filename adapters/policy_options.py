@@ -47,7 +47,7 @@ class PolicyOptions:
             if value not in known:
                 msg = f"unknown {name} {value!r}: {close_match(str(value), known)}"
                 raise InvalidProblemError(msg)
-        check_count("window", self.window)
+        check_count("window", self.window, ", the rows that the network evaluates in about twice the time of one")
         for name in ("max_rows", "actions"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))

@@ -440,3 +440,6 @@ def test_bad_options_are_refused_with_a_word_on_what_to_write(unchecked: None) -
         drawn(sample, 1, own=False)
     with pytest.raises(NotSupportedError, match="scheduler"):
         parallelize(torch.nn.Linear(1, 1))
+    del policy.noise_scheduler
+    with pytest.raises(NotSupportedError, match=r"needs a policy with `conditional_sample`, `noise_scheduler`"):
+        parallelize(restore(policy))
