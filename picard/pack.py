@@ -68,7 +68,7 @@ class Pack:
             InvalidProblemError: if it is anything else.
         """
         several = isinstance(y, (tuple, list)) or (isinstance(y, Tensor) and y.ndim > 0)
-        parts = [y] if self._single else list(y) if several else []
+        parts: list[Any] = [y] if self._single else list(y) if several else []
         whole = isinstance(y, Tensor) and not self._single  # which torchdiffeq splits, too, where the sizes fit
         sizes = [part.shape[self._lead :].numel() for part in parts] if whole else self._numbers
         if len(parts) != len(self._shapes) or sizes != self._numbers:
