@@ -18,6 +18,7 @@ from picard.verify.trial import Trial
 
 def certified(trial: Trial) -> str:
     """The certificate, where there is one, is what the accepted states say, computed anew; an ODE's bound holds."""
+    trial.ends()
     run, certificate = _certificate(trial)
     law = hasattr(certificate, "kl")
     each = fetch(certificate.kl if law else certificate.residual)

@@ -24,11 +24,13 @@ _ASIDE = 1 + 1e-3  # a start moved a little: what differs by a tie of rounding i
 def equal_to_sequential(trial: Trial) -> str:
     """With a zero tolerance the result is the sequential one, to rounding."""
     trial.needs("tolerance")
+    trial.ends()
     return _close(trial.expect(trial.run(tolerance=0.0), trial.wanted(), trial.rtol, "with tolerance=0"))
 
 
 def within_tolerance(trial: Trial) -> str:
     """With the options as given the result is near the sequential one."""
+    trial.ends()
     trial.expect(trial.run(), trial.wanted(), math.inf, "the result")  # shapes and dtypes
     got, wanted = (each.states.double().reshape(*each.states.shape[:2], -1) for each in (trial.run(), trial.wanted()))
     scale = wanted.square().mean(2).sqrt().amax(0)
@@ -135,6 +137,7 @@ def reproducible(trial: Trial) -> str:
 def window_independent(trial: Trial) -> str:
     """With a zero tolerance the result does not depend on the window."""
     trial.needs("tolerance", "window")
+    trial.ends()
     nodes = trial.nodes()
     worst = 0.0
     for window in sorted({1, 2, 7, nodes, nodes + 5}):

@@ -36,8 +36,8 @@ def attempt(trial: Trial, check: Property) -> Attempt:
     except (Skip, Failure) as reason:
         return Attempt(type(reason).__name__, str(reason))
     except Exception as error:  # noqa: BLE001  # a solver that raises anything has failed, and the report says how
-        name = type(error).__name__
-        return Attempt(name, f"raised {name}: {str(error).partition(chr(10))[0]}", error)
+        name, said = type(error).__name__, str(error).partition("\n")[0]
+        return Attempt(name, f"raised {name}: {said}" if said else f"raised {name}", error)
 
 
 def shrink(trial: Trial, check: Property, kind: str) -> tuple[Case, str]:

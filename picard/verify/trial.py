@@ -71,6 +71,17 @@ class Trial:
                 msg = f'{option}="auto" goes by measured times, and results repeat within the tolerance only'
                 raise Skip(f"{msg}: give a number")
 
+    def ends(self) -> None:
+        """Skip the property if the options may end a solve before its last step.
+
+        Raises:
+            Skip: with what to leave out.
+        """
+        most = self.case.options.get("max_rounds")
+        if most is not None and (self.case.batch is None or most < self.nodes()):
+            msg = f"max_rounds={most} may end a solve before its last step: leave it out"
+            raise Skip(msg)
+
     def given(self) -> Run:
         """Run the solver with the options as they are, `save` too."""
         return self._call(self.solver, self.case, dict(self.case.options))

@@ -205,6 +205,14 @@ def test_a_guess_is_taken_apart_with_the_batch(kind: str) -> None:
     )
 
 
+def test_a_solve_that_may_end_early_need_not_reach_the_end() -> None:
+    report = check(tanh_ode(0), GRID, method="euler", max_rounds=2, throw=False)
+    report.raise_for_failures()
+    assert report["within_tolerance"].detail.startswith("max_rounds=2 may end a solve")
+    full = check(tanh_ode(0), GRID, method="euler", max_rounds=5, properties=["within_tolerance"])
+    assert full["within_tolerance"].outcome is Outcome.PASSED
+
+
 def test_what_goes_by_measured_times_need_not_repeat() -> None:
     report = check(tanh_ode(0, batch=3), GRID, method="euler", window="auto", max_rows="auto")
     report.raise_for_failures()
