@@ -80,47 +80,51 @@ def solve_with_gradient(setup: Setup, prepared: Prepared, save: Any, by: Differe
     Returns:
         The solution, whose `ys` and `final` require gradients.
     """
-    task = _Task(setup, prepared, save, by, run, [])
+    plan, x0 = prepared.plan, prepared.problem.x0
+    start = x0.detach()
+    trajectory = Trajectory(plan, start, save, keep="grid" if recallable(plan) else "nodes")
+    solution = run(start, trajectory)  # in `forward`, torch.func could not lift a model that captures tensors
+    task = _Task(setup, prepared, save, by, trajectory.slots)
     apply: Any = _Implicit.apply
-    ys, final, _ = apply(task, prepared.problem.x0, *by.inputs)
-    return replace(task.solutions[0], ys=ys, final=final)
+    ys, final = apply(task, trajectory.states, x0, *by.inputs)
+    return replace(solution, ys=ys, final=final)
 
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What the autograd function needs besides tensors; the forward pass appends its solution."""
+    """What the autograd function needs besides tensors.
+
+    Attributes:
+        slots: where among the states kept those asked for are.
+    """
 
     setup: Setup
     prepared: Prepared
     save: Any
     by: Differentiation
-    run: Solve
-    solutions: list[Solution]
+    slots: list[int]
 
 
 class _Implicit(torch.autograd.Function):
-    """Forward: the parallel solve. Backward: the adjoint solve, then the gradients of all nodes, a window a call."""
+    """Forward: states asked for. Backward: the adjoint solve, then the gradients of all nodes, a window a call."""
 
     @staticmethod
-    def forward(task: _Task, x0: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Solve and keep the states that the others follow from."""
-        plan = task.prepared.plan
-        trajectory = Trajectory(plan, x0, task.save, keep="grid" if recallable(plan) else "nodes")
-        task.solutions.append(task.run(x0, trajectory))
-        return trajectory.ys.clone(), trajectory.final.clone(), trajectory.states
+    def forward(task: _Task, states: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+        """Copy the states asked for."""
+        return states[task.slots], states[-1].clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Keep the trajectory for the backward pass."""
-        ctx.task, ctx.wants_inputs = inputs[0], len(inputs) > 2
-        ctx.mark_non_differentiable(output[2])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG004
+        """Keep the trajectory for the backward pass, and be told of inputs that change in place before it."""
+        task, states, _, *inputs_by = inputs
+        ctx.task, ctx.wants_inputs = task, len(inputs_by) > 0
         ctx.set_materialize_grads(False)  # or zeros as large as all that is kept
-        ctx.save_for_backward(output[2], *inputs[2:])  # the latter to be told of changes in place
+        ctx.save_for_backward(states, *inputs_by)
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # as torch documents it
-        ctx: Any, by_ys: Tensor | None, by_final: Tensor | None, _: None
+        ctx: Any, by_ys: Tensor | None, by_final: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """Solve the adjoint recurrence backward in time."""
         task: _Task = ctx.task
@@ -136,7 +140,7 @@ class _Implicit(torch.autograd.Function):
         start = sum(last, torch.zeros_like(kept[0])).to(prepared.wide)
         wanted = task.by.stand_ins if ctx.wants_inputs else []
         by_start, by_inputs = solve_backward(field_at, Recall(field_at, kept), start, direct, wanted)
-        return (None, by_start.to(kept.dtype), *by_inputs)
+        return (None, None, by_start.to(kept.dtype), *by_inputs)
 
 
 def _check_unchanged(field_at: FieldAtNodes, x: Tensor, before: Tensor) -> None:

@@ -193,6 +193,22 @@ def test_modules_and_their_gradients() -> None:
         assert_same(one, other, 1e-8)
 
 
+@pytest.mark.usefixtures("listed_under_grad")
+def test_torch_func_grad_by_parameters_of_a_lifted_function() -> None:
+    net, y0 = nn.Linear(2, 2).double(), torch.ones(2, dtype=F64)
+
+    def total(parameters: dict[str, Tensor]) -> Tensor:
+        def drift(t: Tensor, y: Tensor) -> Tensor:
+            return torch.tanh(torch.func.functional_call(net, parameters, (y,)))
+
+        return odeint(drift, y0, grid(), method="rk4", **EXACT)[-1].sum()
+
+    expected = torch.autograd.grad(total(dict(net.named_parameters())), list(net.parameters()))
+    given = torch.func.grad(total)({name: value.detach() for name, value in net.named_parameters()})
+    for one, other in zip(given.values(), expected, strict=True):
+        assert_same(one, other, 1e-9)
+
+
 def test_calls_are_rounds() -> None:
     net = Net()
     with torch.no_grad():
