@@ -81,8 +81,8 @@ def solve(
         guess: starting values of new nodes: `"extrapolate"` (run on with the field continued as a polynomial; the
             default for an ODE), `"hold"` (run on with the last field value; the default with noise), `"eager"` (the
             same, and with zero, the mean of normalized data, until there is a value; the default for diffusion models),
-            `"copy"` (repeat the last state); a trajectory (steps + 1, batch, *state) or `Solution` to start from; or
-            `Expected` field values to go along.
+            `"copy"` (repeat the last state); a trajectory (steps + 1, batch, *state) or `Solution` to start from, an
+            unfinished one as far as it got; or `Expected` field values to go along.
         save: `"last"`, `"all"`, or indices of grid points; memory is proportional to the window plus what is saved.
         certify: whether to measure how far the result can be from the sequential solver's, see `LawCertificate` and
             `PathCertificate`; accepted states are evaluated once more, together with the next round's, and those of the
