@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from picard.device import send
+from picard.errors import PicardError
 from picard.plan import Plan
 from picard.progress import RoundInfo
 from picard.solution import Solution, Status
@@ -93,6 +94,7 @@ class Planned:
         self._outputs: list[Tensor] = []  # by phase: (nodes, copies, samples, ...)
         self.evaluations = self.spared = 0
         self.rounding = 0.0
+        self._asked = False  # whether the solver has called the model
 
     @property
     def rows(self) -> int:
@@ -113,7 +115,7 @@ class Planned:
             The solution, and the outputs of all denoiser calls.
 
         Raises:
-            Unplanned: if the denoiser returns a non-finite value.
+            Unplanned: if the solver refuses the plan, or the denoiser returns a non-finite value.
         """
         self._check, each = check, self.rows // self._samples
         self._most = sys.maxsize if options.max_rows is None else max(1, options.max_rows // each)
@@ -124,18 +126,23 @@ class Planned:
             errors.append(torch.maximum(errors.pop(), _beyond(info, options.tolerance, effect)))
             watch(info)
 
-        with torch.no_grad():
-            solution = solve(
-                self._problem,
-                self.nodes,
-                method=method,
-                guess="hold",  # its first round is the call that is known already
-                window=options.window,
-                max_rows=self._most,
-                tolerance=OutputError(options.tolerance),
-                callback=note,
-                throw=False,
-            )
+        try:
+            with torch.no_grad():
+                solution = solve(
+                    self._problem,
+                    self.nodes,
+                    method=method,
+                    guess="hold",  # its first round is the call that is known already
+                    window=options.window,
+                    max_rows=self._most,
+                    tolerance=OutputError(options.tolerance),
+                    callback=note,
+                    throw=False,
+                )
+        except PicardError as error:
+            if self._asked:  # then it is about the denoiser, and replay would meet it, too
+                raise
+            raise Unplanned(str(error)) from error
         self.rounding = float(errors[0])
         if any(status is not Status.CONVERGED for status in solution.status):
             msg = "the denoiser returns a value that is not finite"
@@ -150,6 +157,7 @@ class Planned:
 
     def _model(self, x: Tensor, node: Tensor, *, sample: Tensor) -> Tensor:
         """Evaluate denoiser and guidance at rows of states, and keep the outputs for the pipeline."""
+        self._asked = True
         first, rows = main_tensor(self.first[1]), len(x)
         check = self._check if self._outputs and rows + self._samples <= self._most else None
         if check is not None:  # the first call's rows ride along with others
@@ -195,8 +203,8 @@ class Weighed(Indexed):
     @property
     def effect(self) -> Tensor:
         """What the step to a node makes of an output of size one, by node."""
-        effect = (self.source.b.abs().amax(1) * self.w.abs())[:-1]
-        return torch.cat([effect[:1], effect])
+        effect = self.source.b.abs().amax(1) * self.w.abs()
+        return torch.cat([effect[:1], effect[:-1]])
 
 
 def _beyond(info: RoundInfo, tolerance: float, effect: Tensor) -> Tensor:

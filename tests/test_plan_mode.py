@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from picard import NotSupportedError
+from picard import InvalidProblemError, NotSupportedError
 from picard.adapters import parallelize, restore
 from tests.pipeline_cases import CASES, REPLAYED, STEPS, call, pair
 
@@ -169,6 +169,40 @@ def test_a_denoiser_that_returns_nan_gives_the_sequential_nan() -> None:
     assert pipe.picard.stats.mode == "replay"
     assert "finite" in pipe.picard.stats.reason
     assert found.shape == (2, 8, 8, 3)
+
+
+@pytest.mark.parametrize("mode", ["plan", "replay"])
+@pytest.mark.parametrize(("name", "more"), [("sd-ddim", {"num_inference_steps": 1}), ("sd-img2img", {"strength": 0.1})])
+def test_a_loop_of_one_step(name: str, more: dict[str, Any], mode: Any) -> None:
+    pipe, given = pair(name)
+    expected, _ = call(pipe, {**given, **more})
+    found, _ = call(parallelize(pipe, mode=mode), {**given, **more})
+    assert (pipe.picard.stats.mode, pipe.picard.stats.sequential_evaluations) == (mode, 1)
+    assert float(np.abs(found - expected).max()) <= 1e-5
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_plan_that_the_solver_refuses_is_replayed(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused after the model was called is about the model: no replay hides it."""
+    pipe, given = pair("sd-ddim")
+    expected, _ = call(pipe, given)
+    own = planned.solve
+
+    def refuse(problem: Any, *args: Any, **options: Any) -> Any:
+        if asked:
+            own(problem, *args, **options)
+        msg = "no such plan"
+        raise InvalidProblemError(msg)
+
+    monkeypatch.setattr(planned, "solve", refuse)
+    parallelize(pipe)
+    if asked:
+        with pytest.raises(InvalidProblemError, match="no such plan"):
+            call(pipe, given)
+        return
+    found, _ = call(pipe, given)
+    assert (pipe.picard.stats.mode, pipe.picard.stats.reason) == ("replay", "no such plan")
+    assert float(np.abs(found - expected).max()) <= 1e-4
 
 
 def table() -> str:
