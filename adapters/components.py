@@ -9,9 +9,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from picard.errors import NotSupportedError
+from picard.errors import InvalidProblemError, NotSupportedError, close_match
 
 from .standin import Memo, stand_in
+
+_DENOISERS = ("unet", "transformer", "transformer_2")
+_OTHERS = ("prior", "decoder")  # of pipelines that have none of the above
 
 
 @runtime_checkable
@@ -93,6 +96,12 @@ def stand_ins(pipeline: Any, modules: dict[str, Any], turn: Turn, memo: Memo) ->
         name: stand_in(module, __call__=functools.partial(call, i)) for i, (name, module) in enumerate(modules.items())
     }
     scheduler = pipeline.scheduler
+    if not hasattr(type(scheduler), "step"):
+        msg = (
+            f"parallelize needs a scheduler with a method `step`, which {type(scheduler).__name__} has not: "
+            "write restore(pipe), or solve its equation as a picard.Diffusion or picard.SDE with picard.solve"
+        )
+        raise NotSupportedError(msg)
 
     def step(*args: Any, **kwargs: Any) -> Any:
         original = functools.partial(type(scheduler).step, parts["scheduler"])
@@ -117,3 +126,36 @@ def stand_ins(pipeline: Any, modules: dict[str, Any], turn: Turn, memo: Memo) ->
             methods["encode"] = functools.partial(remembered, part.encode)
         parts[name] = stand_in(part, **methods)
     return parts
+
+
+def find_denoisers(pipeline: Any, denoiser: str | None) -> tuple[str, ...]:
+    """Find the names of the components to evaluate in parallel: the given one, or those of the usual names.
+
+    Raises:
+        NotSupportedError: if the pipeline has none, or no scheduler.
+        InvalidProblemError: if it has no component of the given name.
+    """
+    parts = getattr(pipeline, "components", None)
+    if not isinstance(parts, dict) or parts.get("scheduler") is None:
+        msg = (
+            "parallelize needs a Diffusers pipeline with a scheduler; "
+            f"given {type(pipeline).__name__}: parallelize the pipelines inside it one by one, or use picard.solve"
+        )
+        raise NotSupportedError(msg)
+    known = [name for name, part in parts.items() if isinstance(part, torch.nn.Module)]
+    if denoiser is not None:
+        if denoiser not in known:
+            msg = f"the pipeline has no model {denoiser!r}: {close_match(denoiser, known)}"
+            raise InvalidProblemError(msg)
+        return (denoiser,)
+    for names in (_DENOISERS, _OTHERS):
+        found = tuple(name for name in names if name in known)
+        if found:
+            return found
+    msg = f"{type(pipeline).__name__} has no {', '.join(_DENOISERS)}: say which component, denoiser=one of {known}"
+    raise NotSupportedError(msg)
+
+
+def inner_pipelines(pipeline: Any) -> list[str]:
+    """List the attributes of a pipeline that are pipelines themselves, as combined ones have them."""
+    return [name for name, part in vars(pipeline).items() if isinstance(getattr(part, "components", None), dict)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .calls import Call, Path, has_rows, is_time, leaves, map_leaves
+from .calls import Call, Path, is_time, leaves, map_leaves
 from .guidance import Unplanned
 
 
@@ -89,14 +90,14 @@ class Phase:
             if path in self._times:
                 times = self._times[path][0]
                 return times[steps] if times.ndim == 1 else times[steps, place]
-            if isinstance(leaf, Tensor) and has_rows(path, leaf, self.call.rows):
-                if len(leaf) == 1:
+            if path in self.call.batched:
+                if len(leaf) == self.call.rows == 1:
                     return leaf.expand(len(x), *leaf.shape[1:])  # no copy
                 return leaf.unflatten(0, (self.call.rows, -1)).index_select(0, place).flatten(0, 1)
             return leaf
 
         args, kwargs = map_leaves((self.call.args, dict(self.call.kwargs)), argument)
-        return Call(self.call.module, self.call.phase, 0, args, kwargs, self.call.state, x, self.call.autocast)
+        return replace(self.call, step=0, args=args, kwargs=kwargs, x=x)
 
 
 def _same(one: Any, other: Any) -> bool:

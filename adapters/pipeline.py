@@ -9,13 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from picard.errors import InvalidProblemError, NotSupportedError, close_match
+from picard.errors import NotSupportedError
 
-from .components import Kept, Turn, stand_ins
+from .calls import leaves
+from .components import Kept, Turn, find_denoisers, inner_pipelines, stand_ins
+from .copies import Copy
 from .course import Course
+from .denoisers import Denoisers
 from .guidance import Unplanned
 from .planned import Planned, count
 from .progress import Bars
@@ -27,8 +29,6 @@ from .trace import Trace, trace_loop
 
 logger = logging.getLogger("picard")
 Mode = Literal["auto", "plan", "replay"]
-_DENOISERS = ("unet", "transformer", "transformer_2")
-_OTHERS = ("prior", "decoder")  # of pipelines that have none of the above
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Parallel:
     def __init__(self, original: Any, options: Options, denoisers: tuple[str, ...]) -> None:
         self.original, self.options, self.denoisers = original, options, denoisers
         self.stats: Stats | None = None
-        self._checked: list[tuple[Any, bool]] = []
+        self._denoisers: tuple[Any, Denoisers] | None = None
+        self._inner: list[str] = []
         self._turn: Turn | None = None
         self._traced: tuple[Any, Trace] | None = None
         self._bars: Bars | None = None
@@ -73,6 +74,7 @@ class Parallel:
 
     def run(self, pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the pipeline."""
+        self._inner = inner_pipelines(pipeline)
         modules = {name: getattr(pipeline, name) for name in self.denoisers}
         modules = {name: module for name, module in modules.items() if module is not None}
         for name, module in modules.items():
@@ -82,17 +84,19 @@ class Parallel:
                     f"arguments: write pipe.{name}.disable_cache(), or restore(pipe)"
                 )
                 raise NotSupportedError(msg)
-        options = self.options
-        replay = Replay(list(modules.values()), options.window, options.tolerance, options.max_rows)
         now = [(module, module.training) for module in modules.values()]
-        replay.unchecked = now != self._checked
-        memo, random, components = Memo(), RandomState((args, kwargs)), Kept(pipeline)
-        turn = Turn(replay)
+        if self._denoisers is None or now != self._denoisers[0]:
+            self._denoisers = now, Denoisers(list(modules.values()))
+        denoisers, memo, random, components = self._denoisers[1], Memo(), RandomState((args, kwargs)), Kept(pipeline)
+        given = [Copy(leaf) for _, leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        turn = Turn(self._replay(denoisers))
         bars = Bars(functools.partial(self.original.progress_bar, pipeline), lambda: turn.player.exact)
         self._turn, self._bars = turn, bars
 
         def once() -> Any:
             random.restore()
+            for copy in given:
+                copy.put_back()
             memo.rewind()
             bars.rewind()
             try:
@@ -103,26 +107,43 @@ class Parallel:
 
         try:
             with replaced(pipeline, stand_ins(pipeline, modules, turn, memo)):
-                if options.mode != "replay":
-                    self._plan(turn, replay, once, bars)
-                result = replay.run(once)
-            self.stats, self._checked = replay.stats, [] if replay.unchecked else now
+                try:
+                    return self._solve(turn, denoisers, once, bars)
+                except Exception:
+                    if not denoisers.mend():
+                        raise
+                return self._solve(turn, denoisers, once, bars)
         finally:
             bars.close()
+            denoisers.forget()
             self._turn = self._bars = None
             del turn.player  # hooks that offload models may keep stand-ins, which know of it
+
+    def _replay(self, denoisers: Denoisers) -> Replay:
+        return Replay(denoisers, self.options.window, self.options.tolerance, self.options.max_rows)
+
+    def _solve(self, turn: Turn, denoisers: Denoisers, once: Callable[[], Any], bars: Bars) -> Any:
+        """Run the pipeline's call in parallel."""
+        turn.player = replay = self._replay(denoisers)
+        if self.options.mode != "replay":
+            self._plan(turn, replay, once, bars)
+        result = replay.run(once)
+        self._require_calls(replay.index)
+        self.stats = replay.stats
         return result
 
     def _plan(self, turn: Turn, replay: Replay, once: Callable[[], Any], bars: Bars) -> None:
         """Look at the pipeline's loop in one pass and solve it; what no plan can say is left to replay."""
-        options, scout = self.options, Scout(replay.modules, self.options.max_rows, self._trace)
+        options, scout = self.options, Scout(replay.denoisers, self.options.max_rows, self._trace)
         turn.player = scout
         replay.stats.passes += 1
         try:
             with contextlib.suppress(Ended):
                 once()
-            planned = Planned(replay.modules, scout)
-            check = replay.check if replay.unchecked else None
+            self._require_calls(scout.index)
+            planned = Planned(replay.denoisers, scout)
+            replay.start_from(*planned.first)
+            check = replay.check if replay.checks else None
             solution, belief = planned.solve(options, check, lambda info: bars.show(min(info.converged) / info.steps))
         except (Turned, Unplanned) as why:
             if options.mode == "plan":
@@ -133,11 +154,19 @@ class Parallel:
             if scout.first is not None:
                 replay.start_from(*scout.first)
         else:
-            replay.start_from(*planned.first)
             replay.believe(belief)
             count(replay.stats, planned, solution, options.tolerance)
         finally:
             turn.player = replay
+
+    def _require_calls(self, count: int) -> None:
+        """Refuse a pipeline that hands its call to others, whose denoisers are not these stand-ins."""
+        if self._inner and not count:
+            msg = (
+                f"{self.original.__name__} has not called its {self.denoisers[0]}, but other pipelines do: "
+                f"parallelize the pipelines inside it one by one, {', '.join(f'pipe.{name}' for name in self._inner)}"
+            )
+            raise NotSupportedError(msg)
 
     def _trace(self, course: Course) -> Trace:
         """Trace a scheduler's loop, unless the last call had the same one."""
@@ -154,11 +183,11 @@ class Parallel:
             self._traced = key, trace_loop(course)
         return self._traced[1]
 
-    def progress_bar(self, pipeline: Any, iterable: Any, total: int | None) -> Any:
-        """Give a pipeline its progress bar."""
+    def progress_bar(self, pipeline: Any, iterable: Any, total: int | None, *args: Any, **kwargs: Any) -> Any:
+        """Give a pipeline its progress bar; some have more arguments."""
         if self._bars is None:
-            return self.original.progress_bar(pipeline, iterable, total)
-        return self._bars.bar(iterable, total)
+            return self.original.progress_bar(pipeline, iterable, total, *args, **kwargs)
+        return self._bars.bar(iterable, total, *args, **kwargs)
 
     def undo(self, pipeline: Any) -> None:
         """Give a pipeline its own class back."""
@@ -166,7 +195,7 @@ class Parallel:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was read off the scheduler: it may not be pickled, and is found again."""
-        return {**vars(self), "_traced": None}
+        return {**vars(self), "_traced": None, "_denoisers": None}
 
     def __repr__(self) -> str:
         """Show the options."""
@@ -180,32 +209,10 @@ def change(pipeline: Any, options: Options, denoiser: str | None) -> Any:
         NotSupportedError: if it has no denoiser and scheduler.
         InvalidProblemError: if it has no component of the given name.
     """
-    vars(pipeline)["picard"] = Parallel(type(pipeline), options, _find(pipeline, denoiser))
+    vars(pipeline)["picard"] = Parallel(type(pipeline), options, find_denoisers(pipeline, denoiser))
     kind: Any = type(pipeline)
     pipeline.__class__ = _parallel_class(kind)
     return pipeline
-
-
-def _find(pipeline: Any, denoiser: str | None) -> tuple[str, ...]:
-    parts = getattr(pipeline, "components", None)
-    if not isinstance(parts, dict) or parts.get("scheduler") is None:
-        msg = (
-            "parallelize needs a Diffusers pipeline with a scheduler; "
-            f"given {type(pipeline).__name__}: parallelize the pipelines inside it one by one, or use picard.solve"
-        )
-        raise NotSupportedError(msg)
-    known = [name for name, part in parts.items() if isinstance(part, torch.nn.Module)]
-    if denoiser is not None:
-        if denoiser not in known:
-            msg = f"the pipeline has no model {denoiser!r}: {close_match(denoiser, known)}"
-            raise InvalidProblemError(msg)
-        return (denoiser,)
-    for names in (_DENOISERS, _OTHERS):
-        found = tuple(name for name in names if name in known)
-        if found:
-            return found
-    msg = f"{type(pipeline).__name__} has no {', '.join(_DENOISERS)}: say which component, denoiser=one of {known}"
-    raise NotSupportedError(msg)
 
 
 @functools.cache
@@ -216,8 +223,8 @@ def _parallel_class(original: Any) -> Any:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.picard.run(self, args, kwargs)
 
-    def progress_bar(self: Any, iterable: Any = None, total: int | None = None) -> Any:
-        return self.picard.progress_bar(self, iterable, total)
+    def progress_bar(self: Any, iterable: Any = None, total: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        return self.picard.progress_bar(self, iterable, total, *args, **kwargs)
 
     def leave(self: Any, *_: Any) -> None:
         vars(self).pop("picard").undo(self)

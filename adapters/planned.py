@@ -20,7 +20,8 @@ from picard.solve import solve
 from picard.tolerance import Candidates, Tolerance
 
 from .belief import Belief
-from .calls import evaluate, main_tensor, with_main_tensor
+from .calls import main_tensor, with_main_tensor
+from .denoisers import Denoisers
 from .guidance import Unplanned
 from .scheduled import Indexed
 from .scout import Scout
@@ -57,7 +58,7 @@ class Planned:
     """A recognised pipeline: its denoiser and guidance as the model of a problem.
 
     Args:
-        modules: the denoisers.
+        denoisers: the denoisers.
         scout: what the scout has seen.
 
     Attributes:
@@ -71,12 +72,12 @@ class Planned:
         Unplanned: if the scout has seen something that no plan can say.
     """
 
-    def __init__(self, modules: list[Any], scout: Scout) -> None:
+    def __init__(self, denoisers: Denoisers, scout: Scout) -> None:
         noise = scout.noise()
         if scout.problem is None or scout.first is None:
             msg = "its scheduler makes no step"
             raise Unplanned(msg)
-        self._modules, self._phases, self.first = modules, scout.phases, scout.first
+        self._denoisers, self._phases, self.first = denoisers, scout.phases, scout.first
         self._guidance = scout.measured.guidance()
         for phase in self._phases:
             phase.freeze()
@@ -168,7 +169,7 @@ class Planned:
         known = [] if self._outputs or rows != self._samples else [self.first[1]]  # the first round is the first call
         self.spared += len(known) == len(calls)
         self.evaluations += sum(call.rows for call in calls[len(known) :])
-        found = [*known, *evaluate(self._modules, calls[len(known) :], None)]
+        found = [*known, *self._denoisers.evaluate(calls[len(known) :], None)]
         values = [
             main_tensor(one).unflatten(0, (phase.copies, -1)) for phase, one in zip(self._phases, found, strict=True)
         ]

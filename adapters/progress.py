@@ -11,7 +11,7 @@ class Bars:
     """The progress bars of one parallel call: every bar of the pipeline is opened once and only moves forward.
 
     Args:
-        make: the pipeline's own `progress_bar`, called with `total`.
+        make: the pipeline's own `progress_bar`, called as that, without an iterable.
         exact: whether every denoiser call so far in this pass was answered with its final output.
     """
 
@@ -26,13 +26,13 @@ class Bars:
         """Start another pass."""
         self._next = 0
 
-    def bar(self, iterable: Iterable[Any] | None, total: int | None) -> Bar:
-        """Give the next bar of this pass."""
+    def bar(self, iterable: Iterable[Any] | None, total: int | None, *args: Any, **kwargs: Any) -> Bar:
+        """Give the next bar of this pass; what else is given goes to the pipeline's own."""
         i, self._next = self._next, self._next + 1
         listed = None if iterable is None else list(iterable)
         if i == len(self._shown):
             total = len(listed) if listed is not None else total
-            self._shown.append(self._make(total=total))
+            self._shown.append(self._make(None, total, *args, **kwargs))
             self._done.append(0)
             self._totals.append(total or 0)
         return Bar(self, i, listed)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from .belief import Belief
-from .calls import Call, copied, evaluate, main_tensor, record, with_main_tensor
+from .calls import Call, copied, main_tensor, with_main_tensor
+from .denoisers import Denoisers
 from .levels import Hints, hints_for
-from .secant import ULPS, Node, check_rows, learn, overlap, worst_error
+from .secant import ULPS, Node, learn, overlap, worst_error
 from .stats import Stats
 
 logger = logging.getLogger("picard")
@@ -34,22 +35,22 @@ class Replay:
     """One call of a pipeline, in passes.
 
     Attributes:
-        modules: the denoisers.
+        denoisers: the denoisers.
         window: calls in flight.
         tolerance: largest relative error (root mean square over a row) of a denoiser output that counts as right.
         max_rows: rows one evaluation may hold.
         hints: what the scheduler's levels say, with the index of the first step, once known.
         steps: steps the scheduler has made in this pass.
         final: outputs of the calls that are through.
-        unchecked: whether the denoiser's rows are still to be compared with a call of its own.
+        unchecked: whether the denoisers may still need the check of their rows.
         stats: what it costs.
     """
 
-    def __init__(self, modules: list[Any], window: int, tolerance: float, max_rows: int | None) -> None:
-        self.modules, self.window, self.tolerance, self.max_rows = modules, window, tolerance, max_rows
+    def __init__(self, denoisers: Denoisers | list[Any], window: int, tolerance: float, max_rows: int | None) -> None:
+        self.denoisers = denoisers if isinstance(denoisers, Denoisers) else Denoisers(denoisers)
+        self.window, self.tolerance, self.max_rows, self.unchecked = window, tolerance, max_rows, True
         self.hints: tuple[Hints, int] | None = None
         self.final: list[Any] = []
-        self.unchecked = True
         self.total: int | None = None
         self.steps = self.index = 0
         self.stats, self._started = Stats("replay", window=window), time.perf_counter()
@@ -97,13 +98,16 @@ class Replay:
         if i < len(self.final):
             output = self.final[i]
             if self._belief is not None:
-                self._belief.meet(i, record(module, self._phase, self.steps, args, kwargs))
+                self._belief.meet(i, self._record(module, args, kwargs))
             if i + _RECENT >= len(self.final):  # the window's first guesses start from it
-                self._last[module, self._phase] = (record(module, self._phase, self.steps, args, kwargs), output)
+                self._last[module, self._phase] = (
+                    self._record(module, args, kwargs),
+                    output,
+                )
             return self._answer(output)
         if i >= len(self.final) + self.window:
             raise Stop
-        call = record(module, self._phase, self.steps, args, kwargs)
+        call = self._record(module, args, kwargs)
         node = self._known.get(i)
         output = self._guess(call) if node is None or node.call.x.shape != call.x.shape else node.corrected(call)
         if output is None:
@@ -157,6 +161,9 @@ class Replay:
         logger.warning("%s: it is replayed from there on", self.stats.reason)
         return True
 
+    def _record(self, module: int, args: tuple[Any, ...], kwargs: Any) -> Call:
+        return self.denoisers.record(module, self._phase, self.steps, args, kwargs)
+
     def _answer(self, output: Any) -> Any:
         self.index += 1
         self._phase += 1
@@ -166,7 +173,7 @@ class Replay:
         self.stats.rounds += 1
         self.stats.rows = calls[0].rows
         self.stats.evaluations += sum(call.rows for call in calls)
-        return evaluate(self.modules, calls, self.max_rows)
+        return self.denoisers.evaluate(calls, self.max_rows)
 
     def _guess(self, call: Call) -> Any:
         """Guess an output never evaluated: the data prediction held, or else the output."""
@@ -192,7 +199,7 @@ class Replay:
         """Evaluate the window in one go, accept what was right, and learn the slopes of the rest."""
         indices = sorted(self._pass)
         calls = [self._pass[i][0] for i in indices]
-        if self.unchecked and self._first is not None and len(calls) > 1:
+        if self._first is not None and self.checks and len(calls) > 1:
             again, *outputs = self._evaluate([self._first[0], *calls])
             self.check(again, self._first[1])
         else:
@@ -219,9 +226,15 @@ class Replay:
             known[i].errors.append(error)
         self._known = known
 
+    @property
+    def checks(self) -> bool:
+        """Whether the first call's rows are still to be compared with those of a batch."""
+        return self.unchecked and self._first is not None and self.denoisers.unchecked(self._first[0])
+
     def check(self, batched: Any, alone: Any) -> None:
-        """Check that a row of a batch comes out as in a call of its own: the merged arguments were understood."""
-        check_rows(batched, alone, "pipe.unet.eval()")
+        """Check that the first call's rows come out of a batch as they did alone."""
+        if self._first is not None:
+            self.denoisers.check(self._first[0], batched, alone)
         self.unchecked = False
 
     def _right(self, error: float, history: list[float], dtype: torch.dtype) -> bool:

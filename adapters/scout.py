@@ -14,8 +14,10 @@ from picard.device import send
 from picard.errors import PicardError
 from picard.noise import Noise
 
-from .calls import Call, evaluate, main_tensor, record, with_main_tensor
+from .calls import Call, main_tensor, with_main_tensor
+from .copies import Copy
 from .course import FAILURES, Course, number
+from .denoisers import Denoisers
 from .guidance import Measurement, Unplanned
 from .phase import Phase
 from .replay import Ended, Stop
@@ -54,8 +56,8 @@ class Scout:
 
     exact = finishing = False
 
-    def __init__(self, modules: list[Any], max_rows: int | None, trace: Tracer = trace_loop) -> None:
-        self._modules, self._max_rows, self._trace = modules, max_rows, trace
+    def __init__(self, denoisers: Denoisers, max_rows: int | None, trace: Tracer = trace_loop) -> None:
+        self._denoisers, self._max_rows, self._trace = denoisers, max_rows, trace
         self.index = self.steps = 0
         self.first: tuple[Call, Any] | None = None
         self.phases: list[Phase] = []
@@ -65,7 +67,7 @@ class Scout:
         self._made: list[tuple[Call, Tensor]] = []
         self._generator = torch.Generator().manual_seed(0)
         self._options: dict[str, Any] = {}
-        self._result: Any = None
+        self._result: Copy | None = None
         self._past: deque[Tensor] = deque()
         self._data: deque[Tensor] = deque()
         self._noise: list[Tensor] = []
@@ -73,9 +75,9 @@ class Scout:
 
     def call(self, module: int, *args: Any, **kwargs: Any) -> Any:
         """Answer a denoiser call; only the first one is evaluated, to see the form of an output."""
-        call = record(module, len(self._made), self.steps, args, kwargs)
+        call = self._denoisers.record(module, len(self._made), self.steps, args, kwargs)
         if self.first is None:
-            self.first = (call, evaluate(self._modules, [call], self._max_rows)[0])
+            self.first = (call, self._denoisers.evaluate([call], self._max_rows)[0])
         known = torch.nan_to_num(main_tensor(self.first[1]), posinf=0.0, neginf=0.0)
         loud = _LOUD * known.float().square().mean().sqrt().clamp_min(1e-3)
         noise = torch.randn((call.rows, *known.shape[1:]), generator=self._generator, dtype=torch.float32, device="cpu")
@@ -133,7 +135,7 @@ class Scout:
             raise Unplanned(msg)
         if self.problem is None:
             self._begin(scheduler, t, x, output, options)
-        elif x is not self._result and not torch.equal(x, self._result):
+        elif self._result is not None and not self._result.holds(x) and not torch.equal(x, self._result.value):
             msg = "the pipeline, or a callback, changes the state between two steps"
             raise Unplanned(msg)
         if self.problem is None or options != self._options:
@@ -146,8 +148,9 @@ class Scout:
         x, m = self._folded(x), self._folded(output)
         self._see_calls(x * float(found.scale[node]), m)
         result = original(*args, **kwargs)
-        self._result = result[0] if isinstance(result, tuple) else result.prev_sample
-        self._compare(x, m, self._folded(self._result))
+        made = result[0] if isinstance(result, tuple) else result.prev_sample
+        self._result = Copy(made)
+        self._compare(x, m, self._folded(made))
         self._made = []
         self.steps += 1
         return result
@@ -160,7 +163,8 @@ class Scout:
             self.fold = 2
         self._options = options
         course = Course.running(scheduler, t, options)
-        self.problem = Scheduled(self.call, self._trace(course), self._folded(x))
+        start = self._folded(x).clone()  # the pipeline may write into it
+        self.problem = Scheduled(self.call, self._trace(course), start)
 
     def _folded(self, value: Tensor) -> Tensor:
         """Take every sample once."""

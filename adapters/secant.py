@@ -106,13 +106,13 @@ def worst_error(given: Any, right: Any, rows: int) -> Tensor:
     return torch.stack([error_of(one, other).float() for one, other in pairs]).amax()
 
 
-def check_rows(batched: Any, alone: Any, mend: str) -> None:
+def check_rows(batched: Any, alone: Any, mend: str | None) -> None:
     """Compare a call's output with what came out for the same rows in a batch.
 
     Args:
         batched: output of the rows in the batch.
         alone: output of the call.
-        mend: how to leave training mode, for the message.
+        mend: how to leave training mode, for the message; `None` if it is not that.
 
     Raises:
         NotSupportedError: if they differ by more than rounding.
@@ -123,6 +123,6 @@ def check_rows(batched: Any, alone: Any, mend: str) -> None:
         msg = (
             "the denoiser must treat the rows of a batch independently; in a batch one call's output changed by "
             f"{error:.1e} of its size: an argument without a batch dimension was taken for one that has it, or the "
-            f"model is in training mode ({mend})"
+            + (f"model is in training mode ({mend})" if mend else "model, or a hook on it, mixes rows")
         )
         raise NotSupportedError(msg)

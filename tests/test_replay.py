@@ -18,7 +18,7 @@ from tests import tiny_diffusers as tiny
 library = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-calls: Any = import_module("picard.adapters.calls")
+denoisers: Any = import_module("picard.adapters.denoisers")
 standin: Any = import_module("picard.adapters.standin")
 
 
@@ -32,16 +32,17 @@ def test_every_kind_of_argument_is_merged_by_its_rule() -> None:
     deep: dict[str, Any] = {"pooled": torch.randn(2, 4), "scale": 0.5}
     text, ids = torch.randn(2, 5), torch.randn(2, 3)
     states = [torch.randn(2, 3) for _ in range(3)]
+    by_model = denoisers.Denoisers([model])
     recorded = [
-        calls.record(0, 0, i, (x, torch.tensor(10 - i)), {"text": text, "img_ids": ids, "more": deep, "flag": None})
+        by_model.record(0, 0, i, (x, torch.tensor(10 - i)), {"text": text, "img_ids": ids, "more": deep, "flag": None})
         for i, x in enumerate(states)
     ]
-    outputs = calls.evaluate([model], recorded, None)
+    outputs = by_model.evaluate(recorded, None)
     assert len(seen) == 1
     assert torch.equal(seen[0]["x"], torch.cat(states))
     assert seen[0]["t"].tolist() == [10, 10, 9, 9, 8, 8]
     assert torch.equal(seen[0]["text"], torch.cat([text] * 3))
-    assert seen[0]["img_ids"] is ids  # two rows by chance: positions of tokens, not samples
+    assert torch.equal(seen[0]["img_ids"], ids)  # two rows by chance: positions of tokens, not samples
     assert torch.equal(seen[0]["more"]["pooled"], torch.cat([deep["pooled"]] * 3))
     assert seen[0]["more"]["scale"] == 0.5
     for i, (x, output) in enumerate(zip(states, outputs, strict=True)):
@@ -58,8 +59,9 @@ def test_one_row_is_repeated_without_a_copy_and_max_rows_splits() -> None:
         shared.append(text.stride(0) == 0)
         return x
 
-    recorded = [calls.record(0, 0, i, (torch.randn(1, 3), torch.tensor(i)), {"text": text}) for i in range(5)]
-    calls.evaluate([model], recorded, 2)
+    by_model = denoisers.Denoisers([model])
+    recorded = [by_model.record(0, 0, i, (torch.randn(1, 3), torch.tensor(i)), {"text": text}) for i in range(5)]
+    by_model.evaluate(recorded, 2)
     assert sizes == [2, 2, 1]
     assert shared == [True, True, False]
 
@@ -72,18 +74,19 @@ def test_calls_that_differ_in_more_than_tensors_are_evaluated_apart() -> None:
         return x
 
     x = torch.randn(2, 3)
-    recorded = [calls.record(0, 0, i, (x, torch.tensor(i)), {"skip": (i // 2,)}) for i in range(4)]
-    calls.evaluate([model], recorded, None)
+    by_model = denoisers.Denoisers([model])
+    recorded = [by_model.record(0, 0, i, (x, torch.tensor(i)), {"skip": (i // 2,)}) for i in range(4)]
+    by_model.evaluate(recorded, None)
     assert sizes == [4, 4]
     sizes.clear()
-    recorded = [calls.record(0, 0, i, (x, torch.tensor(i)), {"bias": torch.full((7,), float(i))}) for i in range(2)]
-    calls.evaluate([model], recorded, None)
+    recorded = [by_model.record(0, 0, i, (x, torch.tensor(i)), {"bias": torch.full((7,), float(i))}) for i in range(2)]
+    by_model.evaluate(recorded, None)
     assert sizes == [2, 2]
 
 
 def test_a_call_without_a_state_is_refused() -> None:
     with pytest.raises(NotSupportedError, match="hidden_states"):
-        calls.record(0, 0, 0, ([torch.randn(2, 3)],), {})
+        denoisers.Denoisers([]).record(0, 0, 0, ([torch.randn(2, 3)],), {})
 
 
 def test_a_stand_in_is_the_component_in_everything_else() -> None:
