@@ -1,4 +1,4 @@
-"""Beliefs: denoiser outputs found by a plan, until the pipeline's own states confirm them."""
+"""Beliefs: denoiser outputs and the states they belong to, until the pipeline's own states confirm them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .calls import Call
 from .secant import error_of
 
 logger = logging.getLogger("picard")
+_LIMIT = 1e-3  # how far the pipeline's states may be from these; outputs of the wrong loop are much farther
 
 
 class Belief:
@@ -20,20 +21,21 @@ class Belief:
     Args:
         outputs: of every call.
         inputs: the states, by call; of leading rows and channels where the rest is the same.
-        limit: how far the pipeline's state may be from these, relative to it.
+        tolerance: largest relative error of an output that counted as right.
     """
 
-    def __init__(self, outputs: list[Any], inputs: list[Tensor], limit: float) -> None:
-        self.outputs, self._inputs, self._limit = outputs, inputs, limit
+    def __init__(self, outputs: list[Any], inputs: list[Tensor], tolerance: float) -> None:
+        self.outputs, self.inputs = outputs, inputs
+        self._limit = 10 * tolerance + max(_LIMIT, 16 * torch.finfo(inputs[0].dtype).eps)
         self._missed: list[Tensor] = []
 
     def meet(self, i: int, call: Call) -> None:
         """Take note of the state that the pipeline gives its call number i."""
-        there = self._inputs[i]
+        there = self.inputs[i]
         self._missed.append(error_of(call.x[tuple(slice(size) for size in there.shape)], there))
 
     def first_mistake(self) -> int | None:
         """Find the first call whose state was another one; waits for the device once."""
-        missed = torch.stack(self._missed).tolist()
-        logger.debug("the plan's outputs were evaluated within %.1e of the pipeline's states", max(missed))
+        missed = torch.stack(self._missed).tolist() if self._missed else [0.0]
+        logger.debug("the outputs were evaluated within %.1e of the pipeline's states", max(missed))
         return next((i for i, error in enumerate(missed) if not error <= self._limit), None)

@@ -31,7 +31,6 @@ _NOISE = 32  # units in the last place that a change may keep because the model 
 _SHARE = 1 / 8  # outputs are those before a state's last change: so plan and replay err alike (measured on digits)
 _PATIENCE = 6  # rounds after which it may
 _FLOOR = 4  # units in the last place that count as no change, as in the solver
-_LIMIT = 1e-3  # how far the pipeline's states may be from the plan's; outputs of the wrong loop are much farther
 
 
 @dataclass(frozen=True)
@@ -153,8 +152,7 @@ class Planned:
             for phase, values in zip(self._phases, self._outputs, strict=True):
                 outputs.append(with_main_tensor(self.first[1], values[node].flatten(0, 1)))
                 inputs.append(self._inputs[node].to(phase.call.x.dtype))
-        eps = torch.finfo(self.first[0].x.dtype).eps
-        return solution, Belief(outputs, inputs, 10 * options.tolerance + max(_LIMIT, 16 * eps))
+        return solution, Belief(outputs, inputs, options.tolerance)
 
     def _model(self, x: Tensor, node: Tensor, *, sample: Tensor) -> Tensor:
         """Evaluate denoiser and guidance at rows of states, and keep the outputs for the pipeline."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from .belief import Belief
-from .calls import Call, copied, main_tensor, with_main_tensor
+from .calls import Call, copied, main_tensor
 from .denoisers import Denoisers
 from .levels import Hints, hints_for
-from .secant import ULPS, Node, learn, overlap, worst_error
+from .secant import ULPS, Node, held, learn, worst_error
 from .stats import Stats
 
 logger = logging.getLogger("picard")
@@ -60,6 +60,7 @@ class Replay:
         self._hinted = False
         self._first: tuple[Call, Any] | None = None
         self._belief: Belief | None = None
+        self._inputs: list[Tensor] = []  # states at which the final outputs were evaluated
         self._last: dict[tuple[int, int], tuple[Call, Any]] = {}
 
     @property
@@ -78,6 +79,8 @@ class Replay:
             self.steps = self.index = self._phase = 0
             self._pass, self._last = {}, {}
             self.stats.passes += 1
+            if self.finishing and self._belief is None:
+                self._belief = Belief(self.final, self._inputs, self.tolerance)
             result, stop = None, None
             try:
                 result = once()
@@ -97,24 +100,25 @@ class Replay:
         i = self.index
         if i < len(self.final):
             output = self.final[i]
+            call = self._record(module, args, kwargs)
             if self._belief is not None:
-                self._belief.meet(i, self._record(module, args, kwargs))
+                self._belief.meet(i, call)
             if i + _RECENT >= len(self.final):  # the window's first guesses start from it
-                self._last[module, self._phase] = (
-                    self._record(module, args, kwargs),
-                    output,
-                )
+                self._last[module, self._phase] = (call, output)
             return self._answer(output)
         if i >= len(self.final) + self.window:
             raise Stop
         call = self._record(module, args, kwargs)
-        node = self._known.get(i)
-        output = self._guess(call) if node is None or node.call.x.shape != call.x.shape else node.corrected(call)
+        node, before = self._known.get(i), self._last.get((module, self._phase))
+        if node is not None and node.call.x.shape == call.x.shape:
+            output = node.corrected(call)
+        else:
+            output = None if before is None else held(*before, call, self.hints)
         if output is None:
             if self._pass:
                 raise Stop
             output = self._evaluate([call])[0]  # its input is exact
-            self.final.append(output)
+            self._accept(call, output)
             self._first = (call, output)
             self._last[module, call.phase] = (call, output)
             return self._answer(output)
@@ -143,12 +147,13 @@ class Replay:
 
     def start_from(self, call: Call, output: Any) -> None:
         """Take over the first call's output, evaluated elsewhere."""
-        self.final, self._first, self.stats.rounds = [output], (call, output), 1
+        self.final, self._inputs, self._first, self.stats.rounds = [output], [call.x], (call, output), 1
         self.stats.rows = self.stats.evaluations = call.rows
 
     def believe(self, belief: Belief) -> None:
         """Take all outputs from elsewhere, unless the next pass shows that they belong to other states."""
-        self.final, self.total, self._belief = belief.outputs, len(belief.outputs), belief
+        self.final, self._inputs, self.total = belief.outputs, belief.inputs, len(belief.outputs)
+        self._belief = belief
 
     def _mistaken(self) -> bool:
         """Whether the pass has shown that outputs taken from elsewhere do not belong to its calls."""
@@ -156,10 +161,22 @@ class Replay:
         if wrong is None:
             return False
         self._belief = None
-        self.final = self.final[:wrong]
-        self.stats.mode, self.stats.reason = "replay", f"the state at denoiser call {wrong} is not the plan's"
-        logger.warning("%s: it is replayed from there on", self.stats.reason)
+        planned = self.stats.mode == "plan"
+        whose = "not the plan's" if planned else "another one in the last pass, perhaps by a callback's random numbers"
+        why = f"the state at denoiser call {wrong} is {whose}"
+        self.stats.reason = "; ".join(filter(None, [self.stats.reason, why]))
+        if not planned:
+            logger.warning("%s: the result is not the sequential one", why)
+            return False
+        logger.warning("%s: it is replayed from there on", why)
+        self.stats.mode = "replay"
+        self.final, self._inputs = self.final[:wrong], self._inputs[:wrong]
         return True
+
+    def _accept(self, call: Call, output: Any) -> None:
+        """Take an output as final."""
+        self.final.append(output)
+        self._inputs.append(call.x)
 
     def _record(self, module: int, args: tuple[Any, ...], kwargs: Any) -> Call:
         return self.denoisers.record(module, self._phase, self.steps, args, kwargs)
@@ -174,26 +191,6 @@ class Replay:
         self.stats.rows = calls[0].rows
         self.stats.evaluations += sum(call.rows for call in calls)
         return self.denoisers.evaluate(calls, self.max_rows)
-
-    def _guess(self, call: Call) -> Any:
-        """Guess an output never evaluated: the data prediction held, or else the output."""
-        source = self._last.get((call.module, call.phase))
-        if source is None:
-            return None
-        before, output = source
-        value = main_tensor(output)
-        if before.x.shape != call.x.shape:
-            return None
-        if self.hints is None:
-            return output
-        hints, start = self.hints
-        node, to = start + before.step, start + call.step
-        if max(node, to) >= len(hints.u):
-            return output
-        part = overlap(call.x, value)
-        guessed = value.clone()
-        guessed[part] = hints.hold(node, before.x[part].to(value), value[part], to, call.x[part].to(value))
-        return with_main_tensor(output, guessed)
 
     def _round(self) -> None:
         """Evaluate the window in one go, accept what was right, and learn the slopes of the rest."""
@@ -212,7 +209,7 @@ class Replay:
             if not right:
                 break
             accepted += 1
-            self.final.append(output)
+            self._accept(self._pass[i][0], output)
             right = self._right(error, self._known[i].errors if i in self._known else [], main_tensor(output).dtype)
             if right:
                 self.stats.residual = max(self.stats.residual, error)

@@ -85,6 +85,31 @@ def learn(
     return Node(call, output, slope, [] if old is None else old.errors), factor
 
 
+def held(before: Call, output: Any, call: Call, hints: tuple[Hints, int] | None) -> Any:
+    """Guess the output of a call never evaluated: that which holds the data prediction, or else the output.
+
+    Args:
+        before: an earlier call.
+        output: its output.
+        call: the call.
+        hints: what the scheduler's levels say, with the index of the first step.
+
+    Returns:
+        The guess; `None` if the calls have different shapes.
+    """
+    if before.x.shape != call.x.shape:
+        return None
+    levels, start = (None, 0) if hints is None else hints
+    node, to = start + before.step, start + call.step
+    if levels is None or max(node, to) >= len(levels.u):
+        return output
+    value = main_tensor(output)
+    part = overlap(call.x, value)
+    guessed = value.clone()
+    guessed[part] = levels.hold(node, before.x[part].to(value), value[part], to, call.x[part].to(value))
+    return with_main_tensor(output, guessed)
+
+
 def overlap(x: Tensor, output: Tensor) -> tuple[slice, ...]:
     """Where a noisy state and a prediction correspond: inputs may have mask channels, outputs a learned variance."""
     if x.ndim != output.ndim:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -108,13 +109,14 @@ class RandomState:
         own = [(one.get_state, one.set_state) for one in dict.fromkeys(_generators(arguments))]
         known = [*own, (torch.get_rng_state, torch.set_rng_state), *_of_devices()]
         self._kept = [(put, get()) for get, put in known]
-        self._python = random.getstate()
+        self._python, self._numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002  # callbacks'
 
     def restore(self) -> None:
         """Bring everything back to where it was."""
         for put, state in self._kept:
             put(state)
         random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002  # callbacks'
 
     @property
     def states(self) -> list[Tensor]:

@@ -23,7 +23,7 @@ class Stats:
         stalled: whether the tolerance was below the rounding noise of the model, so that refining stopped there.
         residual: largest relative error of an output that was accepted.
         seconds: wall-clock time.
-        reason: why not on a plan; empty if it was, or was not to be.
+        reason: why not on a plan, and what else went otherwise; empty if it was, or was not to be.
     """
 
     mode: str = "replay"

@@ -33,7 +33,8 @@ class Net(library.ModelMixin, library.ConfigMixin):  # type: ignore[misc, name-d
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.model, self.sizes, self.fails = model, [], 0
+        self.model, self.fails = model, 0
+        self.sizes: list[int] = []
         self.factor = torch.nn.Parameter(torch.ones(()), requires_grad=False)
 
     def forward(self, x: Tensor, t: Tensor, **given: Any) -> Tensor:

@@ -103,6 +103,45 @@ def test_callbacks_see_every_step_in_the_last_pass_and_may_change_the_state() ->
     np.testing.assert_allclose([size for _, size in seen], [size for _, size in sequential], rtol=1e-4)
 
 
+@pytest.mark.parametrize("source", ["numpy", "torch"])
+def test_callbacks_may_draw_from_the_global_generators(source: str) -> None:
+    sources: dict[str, Callable[[], float]] = {"numpy": np.random.random, "torch": lambda: float(torch.rand(()))}
+    draw = sources[source]
+    pipe, given = pair("sd-ddim")
+
+    def callback(pipeline: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": values["latents"] * (1 + draw())}
+
+    def run() -> np.ndarray[Any, Any]:
+        np.random.seed(1)  # noqa: NPY002  # the global one
+        return call(pipe, given, output_type="latent", callback_on_step_end=callback)[0]
+
+    expected = run()
+    parallelize(pipe)
+    assert float(np.abs(run() - expected).max()) <= 1e-4 * float(np.abs(expected).max())
+    assert "another one" not in pipe.picard.stats.reason
+
+
+@pytest.mark.parametrize("output", ["np", "latent"])
+@pytest.mark.parametrize("mode", ["auto", "replay"])
+def test_callbacks_that_draw_other_numbers_in_every_pass_are_warned_of(
+    mode: Any, output: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe, given = pair("sd-ddim")
+    own = torch.Generator().manual_seed(0)
+
+    def callback(pipeline: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        noise = torch.randn(values["latents"].shape, generator=own)
+        return {"latents": values["latents"] + 0.2 * noise} if step == 6 else values
+
+    parallelize(pipe, mode=mode)
+    with caplog.at_level(logging.WARNING, logger="picard"):
+        call(pipe, given, output_type=output, callback_on_step_end=callback)
+    assert caplog.text.count("the state at denoiser call 7 is another one in the last pass") == 1
+    assert pipe.picard.stats.mode == "replay"
+    assert "random numbers" in pipe.picard.stats.reason
+
+
 def test_the_progress_bar_is_one_and_only_moves_forward() -> None:
     pipe, given = pair("sd-ddim")
     opened: list[Any] = []
