@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from tests import tiny_diffusers as tiny
 from tests.pipeline_cases import call, pair
 
 library = pytest.importorskip("diffusers")
+copies: Any = import_module("picard.adapters.copies")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 MODES = ("plan", "replay")
@@ -198,3 +200,27 @@ def test_a_callback_may_write_into_the_embeddings(mode: Any, grown: bool) -> Non
     assert float(np.abs(run(**more) - expected).max()) <= 1e-4 * size
     if mode == "auto":
         assert "encoder_hidden_states" in pipe.picard.stats.reason
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_copy_notices_changes_and_undoes_them(inference: bool) -> None:
+    with torch.inference_mode(inference):
+        tensor = drawn(3)
+        copy = copies.Copy(tensor)
+        assert copy.holds(tensor)
+        assert not copy.holds(drawn(3) + 1)
+        tensor.mul_(2)
+        assert not copy.holds(tensor)
+        copy.put_back()
+        assert torch.equal(tensor, drawn(3))
+        assert copy.holds(tensor)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_inference_mode(mode: Any) -> None:
+    """Its tensors do not count their changes."""
+    pipe, given = loop(masked), {"text": drawn(1, 4), "mask": drawn(1, 4)}
+    expected = pipe(1, given)
+    with torch.inference_mode():
+        found = parallelize(pipe, mode=mode)(1, given)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
