@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from picard.adjoint import FieldAtNodes, asking, draw_everything, leaves
 from picard.backward import solve_backward
 from picard.engine import Setup
-from picard.errors import InvalidProblemError
+from picard.errors import InvalidProblemError, NotSupportedError
 from picard.prepare import Prepared
 from picard.recall import Recall, recallable
 from picard.rows import map_tensors
@@ -132,6 +132,7 @@ class _Implicit(torch.autograd.Function):
         prepared, plan = task.prepared, task.prepared.plan
         noise = draw_everything(prepared, kept.shape[1]) if prepared.problem.noise_in_field else None
         field_at = FieldAtNodes(task.setup, noise, task.by.cond, task.by.stand_ins)
+        _check_tracked(task.by.stand_ins)
         _check_unchanged(field_at, kept[0][:1], task.by.start)
         points = check_save(task.save, plan.steps)
         nodes = plan.grid_nodes[points].tolist()
@@ -160,3 +161,19 @@ def _check_unchanged(field_at: FieldAtNodes, x: Tensor, before: Tensor) -> None:
             "call backward() before what it reads is changed, or give that to the problem as cond={...}"
         )
         raise InvalidProblemError(msg)
+
+
+def _check_tracked(inputs: Sequence[Tensor]) -> None:
+    """Check that tensors still ask for a gradient: those of `torch.func` do so inside of its transforms only.
+
+    Raises:
+        NotSupportedError: if they do not.
+    """
+    with torch.enable_grad():
+        tracked = all(one.view_as(one).requires_grad for one in inputs)  # which they say of themselves ever after
+    if not tracked:
+        msg = (
+            "torch.func.vjp and jacrev go backward once their tensors are no longer tracked, so gradients of a solve "
+            "by parameters or conditioning would be lost: write torch.func.grad, or torch.autograd.grad"
+        )
+        raise NotSupportedError(msg)

@@ -228,6 +228,26 @@ def test_torch_func_grad_by_state_and_by_parameters() -> None:
         torch.testing.assert_close(given, wanted)
 
 
+@pytest.mark.usefixtures("listed_under_grad")
+@pytest.mark.parametrize("captured", [True, False])
+def test_torch_func_vjp_by_parameters_is_refused_where_it_would_be_zero(captured: bool) -> None:
+    def final(rate: Tensor) -> Tensor:
+        cond = {} if captured else {"rate": rate.expand(2)}
+        problem = picard.ODE(lambda t, x, rate=rate: -rate.reshape(-1, 1) * x, normal(2, 3), cond=cond)
+        return picard.solve(problem, times(), method="heun", tolerance=1e-13).final.sum()
+
+    rate = torch.tensor(0.5, dtype=torch.float64)
+    pull = torch.func.vjp(final, rate)[1]
+    with pytest.raises(picard.NotSupportedError, match=r"write torch\.func\.grad"):
+        pull(torch.ones((), dtype=torch.float64))
+    assert float(torch.func.grad(final)(rate)) != 0
+    net = Net().requires_grad_(False)
+    by_state = torch.func.vjp(
+        lambda x: picard.solve(picard.ODE(net, x), times(), method="heun", tolerance=1e-13).final, normal(2, 4)
+    )[1]
+    assert bool((by_state(torch.ones(2, 4, dtype=torch.float64))[0] != 0).all())
+
+
 # the sequential reference hands the compiled drift a state inside a graph, whose .grad torch looks at itself
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_a_compiled_drift_keeps_its_gradient() -> None:
