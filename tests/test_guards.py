@@ -218,7 +218,7 @@ def after(rounds: int) -> Callable[[picard.RoundInfo], bool]:
 def test_what_was_not_reached_repeats_a_state_of_the_grid_and_no_stage(method: str, save: Any) -> None:
     expected = picard.sequential(pendulum(2), GRID, method=method, save="all").ys
     options: dict[str, Any] = {"method": method, "window": 7, "save": save, "tolerance": 1e-12, "throw": False}
-    for rounds in range(1, 12):
+    for rounds in (1, 2, 5, 9):
         ended = picard.solve(pendulum(2), GRID, max_rounds=rounds, **options)
         stopped = picard.solve(pendulum(2), GRID, callback=after(rounds), **options)
         for solution in (ended, stopped):
