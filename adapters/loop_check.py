@@ -109,7 +109,7 @@ def check_network(loop: ActionLoop, start: Start, network: Callable[..., Any], c
     try:
         with torch.no_grad():
             t = problem.clock[node[: len(samples)]] if counts else start.t  # a compiled one would be compiled once more
-            alone = unwrap(network(start.x.clone(), t, *start.args, **start.kwargs))
+            alone = unwrap(network(start.x.clone(), t, *start.args, **start.kwargs)).clone()  # it may use it again
             x = torch.cat([problem.x0, 0.3 * problem.x0])  # other statistics, which batch normalization shows
             beside = problem.output(Rows(problem.clock[node], x, cond))
     finally:

@@ -6,13 +6,13 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from picard.errors import NotSupportedError
 from picard.expected import Expected
@@ -28,7 +28,7 @@ from .policy_options import PolicyOptions
 from .receding import PastPlan, check_shift, filled
 from .replay import Replay
 from .standin import RandomState
-from .start import Context, Start, bind, catch, device_of, projected, unbound
+from .start import Context, Start, bind, catch, device_of, kind_of, projected, unbound
 from .stats import Stats
 
 logger = logging.getLogger("picard")
@@ -128,7 +128,7 @@ class ParallelPolicy:
 
     def _what_matters(self, owner: Any, named: Mapping[str, Any]) -> Any:
         """Return what the loop of a call may depend on: a loop is checked once for each."""
-        arguments = tuple((path, _kind(leaf)) for path, leaf in leaves(named))
+        arguments = tuple((path, kind_of(leaf)) for path, leaf in leaves(named))
         scheduler, context = owner.noise_scheduler, Context.now(owner, getattr(owner, self.network))
         state = (scheduler, repr(scheduler.config), owner.num_inference_steps, context.mixed, context.training)
         return *state, arguments, repr(named["step"])
@@ -141,8 +141,10 @@ class ParallelPolicy:
         loop = ActionLoop.of(owner.noise_scheduler, owner.num_inference_steps, named["step"])
         check_loop(loop, owner, self.network, own, named)
         random = RandomState(named)
-        start = catch(owner, self.network, functools.partial(own, **unbound(named)), named)
-        random.restore()
+        try:
+            start = catch(owner, self.network, functools.partial(own, **unbound(named)), named)
+        finally:
+            random.restore()
         check_network(loop, start, getattr(owner, self.network), self._counts(owner, len(start.x)))
         return loop
 
@@ -230,13 +232,6 @@ class ParallelPolicy:
     def __repr__(self) -> str:
         """Show the options."""
         return f"ParallelPolicy({self.options})"
-
-
-def _kind(argument: Any) -> Any:
-    """Return what of an argument a loop may depend on: of most its value, of tensors whether they are there."""
-    if isinstance(argument, (Tensor, Generator)):
-        return type(argument)
-    return argument if isinstance(argument, Hashable) else id(argument)
 
 
 def _count(owner: Any, name: str) -> int:

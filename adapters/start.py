@@ -106,6 +106,17 @@ def unbound(named: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in named.items() if key != "step"} | dict(named["step"])
 
 
+def kind_of(argument: Any) -> Any:
+    """Return what of an argument a loop may depend on: of most its value, of tensors whether they are there."""
+    if isinstance(argument, (Tensor, Generator)):
+        return type(argument)
+    try:
+        hash(argument)
+    except TypeError:
+        return id(argument)
+    return argument
+
+
 @functools.cache
 def _signature(method: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(method)
