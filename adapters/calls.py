@@ -78,6 +78,15 @@ def predictions(output: Any, rows: int) -> list[Tensor]:
     return [one for one in found if one.is_floating_point() and one.ndim > 0 and len(one) == rows]
 
 
+def identity(leaf: Any) -> Any:
+    """Return something hashable by which arguments are told apart: the argument, or else which object it is."""
+    try:
+        hash(leaf)
+    except TypeError:
+        return id(leaf)
+    return leaf
+
+
 def is_time(path: Path, leaf: Any) -> bool:
     """Whether an argument is the model's time."""
     second = path == (0, 1) and not (isinstance(leaf, Tensor) and leaf.ndim > 1)  # that might be another state

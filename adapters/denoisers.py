@@ -18,6 +18,7 @@ from .calls import (
     batched_paths,
     doubtful_paths,
     find_state,
+    identity,
     is_time,
     leaf_at,
     leaves,
@@ -214,11 +215,7 @@ def _signature(call: Call) -> Any:
             return leaf.dtype, tuple(leaf.shape), leaf.device
         if is_time(path, leaf) and isinstance(leaf, (int, float)):
             return type(leaf)
-        try:
-            hash(leaf)
-        except TypeError:
-            return id(leaf)
-        return leaf
+        return identity(leaf)
 
     return (
         call.module,

@@ -21,6 +21,7 @@ from picard.solve import solve
 
 from .action_loop import ActionLoop
 from .calls import leaves
+from .denoisers import Denoisers
 from .levels import hints_for
 from .loop_check import check_loop, check_network
 from .network import answered_by, is_compiled
@@ -206,7 +207,8 @@ class ParallelPolicy:
         """Run the policy's own loop again and again."""
         options = self.options
         tolerance = _REPLAYED if options.tolerance is None else options.tolerance
-        replay = Replay([getattr(owner, self.network)], options.window, tolerance, options.max_rows)  # type: ignore[arg-type]  # needs_plan
+        denoisers = Denoisers([getattr(owner, self.network)])
+        replay = Replay(denoisers, options.window, tolerance, options.max_rows)  # type: ignore[arg-type]  # needs_plan
         replay.unchecked, random = self._unchecked, RandomState(arguments)
 
         def again() -> Any:

@@ -46,9 +46,9 @@ class Replay:
         stats: what it costs.
     """
 
-    def __init__(self, denoisers: Denoisers | list[Any], window: int, tolerance: float, max_rows: int | None) -> None:
-        self.denoisers = denoisers if isinstance(denoisers, Denoisers) else Denoisers(denoisers)
-        self.window, self.tolerance, self.max_rows, self.unchecked = window, tolerance, max_rows, True
+    def __init__(self, denoisers: Denoisers, window: int, tolerance: float, max_rows: int | None) -> None:
+        self.denoisers, self.window, self.tolerance, self.max_rows = denoisers, window, tolerance, max_rows
+        self.unchecked = True
         self.hints: tuple[Hints, int] | None = None
         self.final: list[Any] = []
         self.total: int | None = None

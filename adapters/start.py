@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from picard.errors import NotSupportedError
 
+from .calls import identity
 from .network import answered_by
 
 DATA, MASK, GENERATOR = "condition_data", "condition_mask", "generator"
@@ -108,13 +109,7 @@ def unbound(named: Mapping[str, Any]) -> dict[str, Any]:
 
 def kind_of(argument: Any) -> Any:
     """Return what of an argument a loop may depend on: of most its value, of tensors whether they are there."""
-    if isinstance(argument, (Tensor, Generator)):
-        return type(argument)
-    try:
-        hash(argument)
-    except TypeError:
-        return id(argument)
-    return argument
+    return type(argument) if isinstance(argument, (Tensor, Generator)) else identity(argument)
 
 
 @functools.cache

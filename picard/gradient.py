@@ -60,11 +60,16 @@ def differentiation(setup: Setup, prepared: Prepared) -> Differentiation:
     cond = map_tensors(prepared.problem.conditioning(), detached)
     x0 = prepared.problem.x0.detach()
     noise = None if prepared.draw is None else prepared.draw([0], [0])[None]
-    zero = torch.zeros(1, dtype=torch.int64, device=x0.device)
     with torch.enable_grad():
-        value = FieldAtNodes(setup, noise, cond)(zero, zero, x0[:1].clone())  # the model may work in place
+        value = _at_start(FieldAtNodes(setup, noise, cond), x0[:1])
     captured = [leaf for leaf in leaves(value) if not any(leaf is copy for copy in copies)]
     return Differentiation([*inputs, *captured], [*copies, *captured], cond, value.detach().clone())
+
+
+def _at_start(field_at: FieldAtNodes, x: Tensor) -> Tensor:
+    """Evaluate the field at the first node of the first sample, whose state is of shape (1, *state)."""
+    zero = torch.zeros(1, dtype=torch.int64, device=x.device)
+    return field_at(zero, zero, x.clone())  # the model may work in place
 
 
 def solve_with_gradient(setup: Setup, prepared: Prepared, save: Any, by: Differentiation, run: Solve) -> Solution:
@@ -150,9 +155,8 @@ def _check_unchanged(field_at: FieldAtNodes, x: Tensor, before: Tensor) -> None:
     Raises:
         InvalidProblemError: if it is not, for the backward pass calls the model again.
     """
-    zero = torch.zeros(1, dtype=torch.int64, device=x.device)
     with torch.no_grad():
-        now = field_at(zero, zero, x.clone())
+        now = _at_start(field_at, x)
     half = now.dtype in (torch.float16, torch.bfloat16)
     largest = before.abs().amax()
     if bool((now - before).abs().amax() > _CHANGED[half] * largest):
