@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.conditioning import Conditioning
 from picard.errors import NotSupportedError
-from picard.rows import Conditioning, Rows
+from picard.rows import Rows
 from picard.sequential import sequential
 
 from .action_loop import ActionLoop

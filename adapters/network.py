@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from picard.rows import map_tensors
+from picard.conditioning import map_tensors
 
 
 class StandIn(torch.nn.Module):

@@ -21,6 +21,7 @@ from picard.errors import (
     UnknownMethodError,
 )
 from picard.expected import Expected
+from picard.graphs import CudaGraphs
 from picard.grid import Levels, Times
 from picard.noise import Noise
 from picard.ode import ODE
@@ -46,6 +47,7 @@ from picard import adapters, integrators
 __all__ = [
     "ODE",
     "SDE",
+    "CudaGraphs",
     "Denoiser",
     "Diffusion",
     "DistributedError",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.conditioning import Conditioning
 from picard.engine import Setup
 from picard.errors import InvalidGridError, NotSupportedError, describe
 from picard.grid import Times
@@ -16,7 +17,7 @@ from picard.noise import Noise
 from picard.plan import Plan
 from picard.prepare import Prepared
 from picard.problem import Problem
-from picard.rows import Conditioning, Rows, evaluate, kicked
+from picard.rows import Rows, evaluate, kicked
 from picard.shapes import Float, Int
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from picard.adjoint import AdjointProblem, FieldAtNodes, adjoint_plan
+from picard.conditioning import Conditioning
 from picard.device import send
 from picard.entering import Guess
 from picard.extrapolate import Extrapolate
@@ -18,7 +19,6 @@ from picard.plan import Plan
 from picard.prepare import Prepared
 from picard.progress import Progress
 from picard.recall import Recall
-from picard.rows import Conditioning
 from picard.run import Run
 from picard.shapes import Float
 from picard.tables import Tables
@@ -65,6 +65,7 @@ def solve_backward(
         thinning=None,
         functions=None,
         sync_every=1,
+        graphs=None,
     )
     nothing = torch.zeros_like(start[0])
 

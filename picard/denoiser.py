@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.conditioning import map_tensors
 from picard.convert import FromPrediction, Prediction
 from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
-from picard.rows import map_tensors
 from picard.schedule import Schedule
 from picard.shapes import Float
 

@@ -71,6 +71,13 @@ class Diffusion(Problem):
         """The network."""
         return self.denoiser.model
 
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """The network, and what is made of its output."""
+        denoiser, guidance = self.denoiser, self.denoiser.guidance
+        guided = () if guidance is None else (guidance.scale, guidance.rescale, *guidance.uncond)
+        return (denoiser.model, denoiser.prediction, denoiser.clip, guided)
+
     def points(self, grid: Any) -> Levels:
         """List the noise levels of a number of steps, or of given timesteps."""
         if not isinstance(grid, (int, Tensor)) or isinstance(grid, bool):

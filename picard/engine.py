@@ -13,15 +13,17 @@ from torch import Tensor
 from picard.advance import Advance, Evaluated, Rules, advance
 from picard.aside import Aside
 from picard.certify import Certifier
+from picard.conditioning import Conditioning
 from picard.device import fetch, send
 from picard.entering import Guess
 from picard.functions import Functions
+from picard.graphs import CudaGraphs
 from picard.hold import Hold
 from picard.linearize import Linearization
 from picard.plan import Plan
 from picard.problem import Problem
 from picard.propagate import finite
-from picard.rows import Conditioning, Rows, evaluate
+from picard.rows import Rows, evaluate
 from picard.shapes import Float, Int
 from picard.tables import Tables
 from picard.thin import Thinning
@@ -49,6 +51,7 @@ class Setup:
     thinning: Thinning | None
     functions: Functions | None = None  # never with a certifier or thinning, which keep a state of their own
     sync_every: int = 1
+    graphs: CudaGraphs | None = None  # only with functions that slide
 
     @property
     def rules(self) -> Rules:

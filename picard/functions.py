@@ -25,6 +25,7 @@ class Functions:
         advance: `advance` for windows of which all nodes were evaluated, with nothing done aside.
         slides: whether there is a whole round, as the guess needs nothing from the host.
         whole: `whole_round`.
+        key: what their code depends on, and whether it is compiled.
     """
 
     def __init__(self, form: Form, guess: Guess, options: Mapping[str, Any] | None) -> None:
@@ -38,6 +39,7 @@ class Functions:
         self.form, self.slides = form, Form.takes(guess)
         part, whole = partial(_advance, form.rules), partial(whole_round, form)
         self.advance = part if options is None else _compile(part, {"dynamic": True, **options})
+        self.key = _key(form, guess, options)
         self.whole: Callable[..., tuple[Whole, Asks]] = whole if options is None else _compile(whole, options)
 
 
@@ -67,7 +69,7 @@ def functions_of(
     if not isinstance(options, Mapping):
         msg = f"compile must be True, False or keyword arguments of torch.compile; given {describe(options)}"
         raise InvalidProblemError(msg)
-    key = (form, type(guess), repr(sorted(options.items())))
+    key = _key(form, guess, options)
     try:
         known = _MADE.get(key)
     except TypeError:  # a rule of the user's that has no hash
@@ -78,6 +80,10 @@ def functions_of(
 
 
 _MADE: dict[Any, Functions] = {}
+
+
+def _key(form: Form, guess: Guess, options: Mapping[str, Any] | None) -> tuple[object, ...]:
+    return form, type(guess), None if options is None else repr(sorted(options.items()))
 
 
 def _own(function: Callable[..., Any]) -> Callable[..., Any]:

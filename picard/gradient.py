@@ -12,11 +12,11 @@ from torch.autograd.function import once_differentiable
 
 from picard.adjoint import FieldAtNodes, asking, draw_everything, leaves
 from picard.backward import solve_backward
+from picard.conditioning import map_tensors
 from picard.engine import Setup
 from picard.errors import InvalidProblemError, NotSupportedError
 from picard.prepare import Prepared
 from picard.recall import Recall, recallable
-from picard.rows import map_tensors
 from picard.solution import Solution
 from picard.trajectory import Trajectory, check_save
 

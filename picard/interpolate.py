@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from picard.conditioning import Conditioning
 from picard.device import fetch
 from picard.errors import InvalidGridError, NotSupportedError, describe
 from picard.ode import ODE
-from picard.rows import Conditioning, Rows, evaluate
+from picard.rows import Rows, evaluate
 
 
 def hermite(share: Tensor, h: Tensor, y0: Tensor, f0: Tensor, y1: Tensor, f1: Tensor) -> Tensor:

@@ -46,6 +46,11 @@ class ODE(Problem):
         """The drift."""
         return self.drift
 
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """The drift."""
+        return (self.drift,)
+
     def points(self, grid: Any) -> Times:
         """Check the time grid."""
         return Times(check_times(grid))

@@ -78,6 +78,11 @@ class Problem(ABC):
         return self
 
     @property
+    def parts(self) -> tuple[object, ...]:
+        """What the field is made of besides tensors; problems of a class with equal parts have the same."""
+        return (self,)
+
+    @property
     def noise_in_field(self) -> bool:
         """Whether noise enters through the field, whose diffusion then comes with its value."""
         return False

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from picard.device import send
+from picard.conditioning import RowCond, version
 from picard.errors import InvalidProblemError, describe
 from picard.memory import RowLimit, out_of_memory
-from picard.shapes import Float, Int
+from picard.shapes import Float
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +85,7 @@ def evaluate(
         if piece.x.is_inference():  # which does not count its changes
             with torch.inference_mode(mode=False), torch.no_grad():
                 piece = replace(piece, x=piece.x.clone())
-        before = _version(piece.x), _version(piece.t)
+        before = version(piece.x), version(piece.t)
         try:
             found: tuple[Tensor, Tensor | None]
             found = (problem.output(piece), None) if output else problem.field(piece)
@@ -95,12 +94,14 @@ def evaluate(
                 value, diffusion = value.clone(), None if diffusion is None else diffusion.clone()
             parts.append((value, diffusion))
         except Exception as error:
-            if len(piece.x) == 1 or not out_of_memory(error) or before != (_version(piece.x), _version(piece.t)):
+            if len(piece.x) == 1 or not out_of_memory(error) or before != (version(piece.x), version(piece.t)):
                 raise
+            if piece.x.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise  # here it is the graph that needs more, not the call
             size = limit.halve(len(piece.x))
         else:
             start += len(piece.x)
-        if _version(piece.x) != before[0]:
+        if version(piece.x) != before[0]:
             raise _changed("the states, which are", "x")
         if not piece.cond.intact():
             raise _changed("the conditioning, which is", "c")
@@ -115,19 +116,6 @@ def _changed(what: str, name: str) -> InvalidProblemError:
         f"the model must leave its input as it is; it changed in place {what} still needed: "
         f"write -{name} for {name}.neg_(), or begin with {name} = {name}.clone()"
     )
-
-
-def _version(x: Tensor) -> int:
-    """Count the changes of a tensor in place; inference tensors do not count them."""
-    return 0 if x.is_inference() else x._version
-
-
-def _versions(values: Any) -> int:
-    """Count the changes in place of all tensors in dicts, lists and tuples."""
-    if isinstance(values, Tensor):
-        return _version(values)
-    inside = values.values() if isinstance(values, Mapping) else values if isinstance(values, (list, tuple)) else ()
-    return sum(map(_versions, inside))
 
 
 def kicked(value: Tensor, diffusion: Tensor | None, noise: Tensor | None) -> Tensor:
@@ -161,85 +149,3 @@ def checked(value: object, diffusion: Tensor | None, x: Tensor) -> tuple[Tensor,
         msg = f"the model must return what it is given: {given}; for {len(x)} rows it returned {describe(value)}{fix}"
         raise InvalidProblemError(msg)
     return value, diffusion
-
-
-class Conditioning:
-    """Conditioning tensors of a batch, repeated per row for the model call.
-
-    Tensors whose first dimension is the batch are repeated, also inside dicts, lists and tuples; everything else is
-    passed on as it is. The repeated tensors of the last arrangement of rows are kept and used again.
-    """
-
-    def __init__(self, cond: Mapping[str, Any], batch: int) -> None:
-        self._cond = cond
-        self._batch = batch
-        self._arrangement: object = None
-        self._kept: dict[tuple[int, int], Mapping[str, Any]] = {}
-        self._versions: dict[tuple[int, int], int] = {}
-
-    def of(self, arrangement: object, samples: Int[Tensor, " rows"]) -> RowCond:
-        """Return the conditioning of rows that belong to the given samples; `arrangement` names that tensor."""
-        return RowCond(self, arrangement, samples, 0, len(samples))
-
-    def repeated(self, rows: RowCond) -> Mapping[str, Any]:
-        """Repeat the conditioning for some rows, or find it again."""
-        if not self._cond:
-            return self._cond
-        if rows.arrangement != self._arrangement:
-            self._arrangement, self._kept = rows.arrangement, {}
-        span = (rows.start, rows.stop)
-        if span not in self._kept:
-            samples = rows.samples[rows.start : rows.stop]
-            self._kept[span] = map_tensors(self._cond, lambda value: self._repeat(value, samples))
-            self._versions[span] = _versions(self._kept[span])
-        return self._kept[span]
-
-    def intact(self, rows: RowCond) -> bool:
-        """Say whether what was repeated for some rows, if anything was, is as it was."""
-        span = (rows.start, rows.stop)
-        if rows.arrangement != self._arrangement or span not in self._kept:
-            return True
-        return _versions(self._kept[span]) == self._versions[span]
-
-    def _repeat(self, value: Tensor, samples: Tensor) -> Tensor:
-        if value.ndim == 0 or len(value) != self._batch:
-            return value
-        if self._batch == 1:
-            return value.expand(len(samples), *value.shape[1:])  # no copy
-        return value.index_select(0, send(samples, value))
-
-
-@dataclass(frozen=True, eq=False)
-class RowCond:
-    """The conditioning of a run of rows, repeated only when a model asks for it."""
-
-    source: Conditioning
-    arrangement: object
-    samples: Tensor
-    start: int
-    stop: int
-
-    def part(self, start: int, stop: int) -> RowCond:
-        """Return the conditioning of a part of these rows."""
-        return replace(self, start=self.start + start, stop=self.start + stop)
-
-    def tensors(self) -> Mapping[str, Any]:
-        """Return the keyword arguments of the model, every batch tensor repeated per row."""
-        return self.source.repeated(self)
-
-    def intact(self) -> bool:
-        """Say whether they are as they were, if they were asked for."""
-        return self.source.intact(self)
-
-
-def map_tensors(value: Any, apply: Callable[..., Any], *others: Any) -> Any:
-    """Apply a function to every tensor inside nested dicts, lists and tuples, and to what others have in its place."""
-    if isinstance(value, Tensor):
-        return apply(value, *others)
-    if isinstance(value, Mapping):
-        return {name: map_tensors(item, apply, *(one[name] for one in others)) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [map_tensors(item, apply, *rest) for item, *rest in zip(value, *others, strict=True)]
-        made: Any = getattr(value, "_make", type(value))  # a named tuple takes its items one by one
-        return made(items)
-    return value

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.conditioning import map_tensors
 from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.memory import out_of_memory
-from picard.rows import map_tensors
 
 
 class Rowwise:

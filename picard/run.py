@@ -107,6 +107,7 @@ class Run:
                 self.status[sample] = Status.NON_FINITE
         if self.callback is None and not logger.isEnabledFor(logging.DEBUG):
             return None
+        kept = torch.as_tensor if self.setup.graphs is None else torch.clone  # a graph writes the next ones there
         info = RoundInfo(
             round=self.rounds,
             samples=tuple(window.samples),
@@ -116,8 +117,8 @@ class Run:
             converged=self._steps(),
             steps=self.setup.plan.steps,
             rows=outcome.rows,
-            change=step.change,
-            states=step.states.unflatten(2, self.setup.problem.x0.shape[1:]),
+            change=kept(step.change),
+            states=kept(step.states.unflatten(2, self.setup.problem.x0.shape[1:])),
         )
         logger.debug("round %d: %d rows, converged %s", info.round, info.rows, info.converged)
         return info

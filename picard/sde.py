@@ -116,6 +116,11 @@ class AbsorbedSDE(Problem):
         return self.sde.drift
 
     @property
+    def parts(self) -> tuple[object, ...]:
+        """The two functions, and how noise enters."""
+        return (self.sde.drift, self.sde.diffusion, self.sde.noise_type, self.shape)
+
+    @property
     def noise_in_field(self) -> bool:
         """Whether noise enters through the field: always."""
         return True

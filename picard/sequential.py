@@ -11,13 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from picard.conditioning import Conditioning
 from picard.errors import NonFiniteError
 from picard.plan import Integrator
 from picard.prepare import Prepared, prepare
 from picard.problem import Problem
 from picard.progress import Progress
 from picard.propagate import finite
-from picard.rows import Conditioning, Rows, evaluate, kicked
+from picard.rows import Rows, evaluate, kicked
 from picard.sde import SDE
 from picard.solution import Solution, Stats, Status
 from picard.trajectory import Trajectory

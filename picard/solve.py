@@ -13,11 +13,13 @@ from torch import Tensor
 
 from picard.certify import Certifier
 from picard.choice import choose
+from picard.conditioning import Conditioning
 from picard.engine import Setup
 from picard.errors import NotSupportedError
 from picard.expected import Expected
 from picard.functions import functions_of
 from picard.gradient import differentiation, solve_with_gradient
+from picard.graphs import CudaGraphs, resolve_graphs
 from picard.guess import resolve_guess
 from picard.linearize import Linearization, resolve_linearization
 from picard.number import check_count
@@ -25,7 +27,6 @@ from picard.plan import Integrator
 from picard.prepare import prepare
 from picard.problem import Problem
 from picard.progress import Callback, Progress
-from picard.rows import Conditioning
 from picard.run import Run
 from picard.sde import SDE
 from picard.sequential import follow
@@ -53,6 +54,7 @@ def solve(
     certify: bool = False,
     sync_every: int = 1,
     compile: bool | Mapping[str, Any] = False,  # noqa: A002  # what everybody calls it
+    cuda_graph: bool | CudaGraphs = False,
     callback: Callback | None = None,
     progress: bool = False,
     throw: bool = True,
@@ -95,6 +97,10 @@ def solve(
             The first solve of a kind then takes up to a minute longer, later ones less time, which counts where the
             model takes a few milliseconds. The model is left as it is. Rounds that certify or leave out evaluations
             are not compiled.
+        cuda_graph: whether to capture rounds, the model's call in them, as a CUDA graph, which the GPU repeats without
+            Python; `CudaGraphs()` keeps what is captured for later solves. The model must not wait for the GPU, must
+            depend on its arguments alone, and is always asked for whole windows. Needs what `sync_every` needs, a
+            window given as a number (below 4 nothing is captured), and states on a CUDA device.
         callback: called with a `RoundInfo` after every round; a true return value ends the solve.
         progress: whether to show a tqdm bar.
         throw: whether to raise if a sample does not converge; otherwise its `status` says so.
@@ -137,17 +143,19 @@ def solve(
         Certifier(prepared.problem, plan, prepared.tables) if certified else None,
         thinning(plan, rule, slopes, start, len(prepared.problem.x0)),
     )
-    functions = None
+    graphs = resolve_graphs(cuda_graph, prepared.problem, window, max_rows)
+    functions, alone = None, sync_every > 1 or graphs is not None  # whether the device decides by itself
     if setup.certifier is None and setup.thinning is None:
-        functions = functions_of(setup.form, start, compile, plain=sync_every > 1)
-    if sync_every > 1 and (functions is None or not functions.slides):
+        functions = functions_of(setup.form, start, compile, plain=alone)
+    if alone and (functions is None or not functions.slides):
+        given = f"cuda_graph={cuda_graph}" if graphs is not None else f"sync_every={sync_every}"
         msg = (
-            f"sync_every={sync_every} leaves decisions to the device, which it can take with the guesses 'hold', "
-            "'eager' and 'copy', without a certificate, and where no evaluations are left out (NoiseRatio above 0.1 "
-            "does): choose these, or leave sync_every out"
+            f"{given} leaves decisions to the device, which it can take with the guesses 'hold', 'eager' and 'copy', "
+            "without a certificate, and where no evaluations are left out (NoiseRatio above 0.1 does): choose these, "
+            f"or leave {given.partition('=')[0]} out"
         )
         raise NotSupportedError(msg)
-    setup = replace(setup, functions=functions, sync_every=sync_every)
+    setup = replace(setup, functions=functions, sync_every=sync_every, graphs=graphs)
     prepared.problem.agree(
         lambda: {
             "the method on the grid": plan,

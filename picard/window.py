@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from picard.captured import Captured
 from picard.device import send
 from picard.plan import Plan
 from picard.ring import Ring
@@ -90,6 +91,7 @@ class Window:
         state: the same and all else on the device.
         ring: the noise, if the problem has any.
         asks: what the network is asked next, if it is known.
+        captured: the captured round that takes these windows on, if there is one.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class Window:
         self._total = plan.nodes
         self._index: Tensor | None = None
         self.asks: Asks | None = None
+        self.captured: Captured | None = None
         self._rows: tuple[Sequence[int], Tensor] | None = None
         self.ring = ring
 
@@ -191,7 +194,7 @@ class Window:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all samples but those in some rows."""
-        chosen = send(rows, self.state.z)
+        chosen, self.captured = send(rows, self.state.z), None
         self.state = State(*[buffer[chosen] for buffer in self.state])
         self.samples = [self.samples[i] for i in rows]
         self.begin, self.width, self.limit = ([one[i] for i in rows] for one in (self.begin, self.width, self.limit))

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.conditioning import Conditioning
 from picard.prepare import Prepared, prepare
-from picard.rows import Conditioning, Rows, evaluate, kicked
+from picard.rows import Rows, evaluate, kicked
 
 FAULTS = {
     "stride_off_by_one": "accepts one state more than passed the test",

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 import picard
+from picard.conditioning import Conditioning
 from picard.prepare import prepare
-from picard.rows import Conditioning, Rows
+from picard.rows import Rows
 
 
 class Chain:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.conditioning import map_tensors
 from picard.diffusion import Diffusion
 from picard.errors import NotSupportedError, describe
 from picard.expected import Expected
@@ -16,7 +17,6 @@ from picard.noise import Noise
 from picard.ode import ODE
 from picard.prepare import Prepared, prepare
 from picard.problem import Problem
-from picard.rows import map_tensors
 from picard.sde import SDE
 from picard.solution import Solution
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from picard.conditioning import Conditioning
 from picard.prepare import Prepared
-from picard.rows import Conditioning, Rows, evaluate
+from picard.rows import Rows, evaluate
 from picard.shapes import Float
 
 
