@@ -5,17 +5,17 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import picard
 from benchmarks.baselines.newton import Diagonal
-from benchmarks.problems import Benchmark, benchmarks
+from benchmarks.problems import Benchmark, GaussianMixture, benchmarks
 
 ROOT = Path(__file__).parents[1]
 TASK = "pick-place-v3"
@@ -57,18 +57,70 @@ class Case:
         return [float((final.reshape(one.shape) - one).square().mean().sqrt()) for final, one in pairs]
 
 
+class Digits(nn.Module):
+    """The trained U-Net of the demo as a function of states, times and labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        folder = str(ROOT / "examples" / "digits")
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        self.demo: Any = importlib.import_module("model")
+        self.unet = self.demo.load()
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        """Predict the noise."""
+        predicted: Tensor = self.demo.epsilon(self.unet, x, t, label)
+        return predicted
+
+
+class Ballast(nn.Module):
+    """A network that carries the cost, beside a model that gives the answer.
+
+    Args:
+        network: called with one batch of what `given` holds, expanded to the rows, and the times.
+        answer: the model.
+        given: the network's other arguments, of one row; by default it is given what the model is.
+    """
+
+    def __init__(self, network: nn.Module, answer: Callable[..., Tensor], given: Sequence[Tensor] = ()) -> None:
+        super().__init__()
+        self.network, self.answer = network, answer
+        for number, value in enumerate(given):
+            self.register_buffer(f"given{number}", value)
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """Call both, and drop what the network says."""
+        held = [value.expand(len(x), *value.shape[1:]) for value in self.buffers(recurse=False)]
+        if held:
+            self.network(held[0], t, *held[1:])
+        else:
+            self.network(x, t, **cond)
+        answer: Tensor = self.answer(x, t, **cond)
+        return answer
+
+
+class Score(nn.Module):
+    """The exact denoiser of a benchmark problem, on any device."""
+
+    def __init__(self, benchmark: Benchmark) -> None:
+        super().__init__()
+        mixture = benchmark.mixture
+        for name in ("means", "variances", "weights"):
+            self.register_buffer(name, getattr(mixture, name))
+        self.register_buffer("signal", benchmark.schedule.alphas_cumprod)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Predict the data."""
+        mixture = GaussianMixture(*[self.get_buffer(name) for name in ("means", "variances", "weights")])
+        signal = self.get_buffer("signal")[t]
+        return mixture.data(x, signal.sqrt(), (1 - signal).sqrt())
+
+
 def digit(seed: int) -> picard.Diffusion:
     """Make the problem of one digit, of class `seed` modulo 10, for the trained U-Net of the demo."""
-    folder = str(ROOT / "examples" / "digits")
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    model: Any = importlib.import_module("model")
-    unet = model.load()
-
-    def predict(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        return model.epsilon(unet, x, t, label)
-
-    denoiser = picard.Denoiser(predict, picard.Schedule.linear(model.TRAIN_STEPS))
+    model = Digits()
+    denoiser = picard.Denoiser(model, picard.Schedule.linear(model.demo.TRAIN_STEPS))
     start = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
     label = torch.tensor([seed % 10])
     return picard.Diffusion(denoiser, start, noise=picard.Noise.from_seed(seed), cond={"label": label})
@@ -81,6 +133,27 @@ def plan(seed: int) -> picard.Diffusion:
     return problem
 
 
+def published(seed: int) -> picard.Diffusion:
+    """Make the problem of one plan at the cost of a network of the published size, 65.8 million parameters."""
+    policy: Any = importlib.import_module("examples.metaworld.policy")
+    small = plan(seed)
+    model = Ballast(policy.network(published_size=True).eval().requires_grad_(False), small.denoiser.model)
+    return replace(small, denoiser=replace(small.denoiser, model=model))
+
+
+def latent(seed: int) -> picard.Diffusion:
+    """Make the problem `img256` at the cost of a U-Net like Stable Diffusion's, 860 million parameters in float16."""
+    from diffusers import UNet2DConditionModel
+
+    kind: Any = UNet2DConditionModel
+    given = (torch.randn(1, 4, 64, 64, dtype=torch.float16), torch.randn(1, 77, 768, dtype=torch.float16))
+    network = kind(cross_attention_dim=768, attention_head_dim=8, sample_size=64).half().eval().requires_grad_(False)
+    img256 = benchmarks()["img256"]
+    found = img256.problem(seed)
+    denoiser = replace(found.denoiser, model=Ballast(network, Score(img256), given))
+    return replace(found, denoiser=denoiser)
+
+
 def cases(seeds: int, networks: bool = True) -> dict[str, Case]:
     """List the cases by name; `networks` says whether those of trained networks are among them."""
     found = {
@@ -91,6 +164,11 @@ def cases(seeds: int, networks: bool = True) -> dict[str, Case]:
         found["digits"] = Case(digit, "ddpm", 1000, 64, seeds)
         found["policy"] = Case(plan, "ddpm", 100, 20, seeds)
     return found
+
+
+def costly(seeds: int) -> dict[str, Case]:
+    """List the cases whose network carries the cost and not the answer, by name."""
+    return {"published": Case(published, "ddpm", 100, 20, seeds), "latent": Case(latent, "ddpm", 1000, 80, seeds)}
 
 
 def _diagonal(benchmark: Benchmark) -> Diagonal:

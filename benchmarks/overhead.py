@@ -1,10 +1,10 @@
-"""What a round costs outside the model: `python -m benchmarks.overhead [--seconds] [--ops] [--compile]`.
+"""What a round costs outside the model: `python -m benchmarks.overhead [--seconds] [--ops] [--compile] [--gpu]`.
 
 The model returns its argument, which costs nothing. Counted per round are the bytes that operations read and write, in
 units of one copy of the window's states (each read once and written once), and the bytes they allocate, in units of the
 window's states. Counts do not depend on the machine. `--seconds` times rounds beside such a copy, on one thread, on a
 machine that does nothing else, with 10 GB of memory for the largest size; `--compile` times compiled ones. `--ops`
-lists the operations by traffic.
+lists the operations by traffic. `--gpu` times plain, compiled and captured rounds on a GPU.
 """
 
 from __future__ import annotations
@@ -66,16 +66,16 @@ def _bytes(tensor: Tensor) -> int:
     return shown * tensor.element_size()
 
 
-def problem(dims: int) -> picard.ODE:
-    """Make a problem whose model costs nothing."""
-    return picard.ODE(lambda _, x: x, torch.ones(1, dims))
+def nothing(_: Tensor, x: Tensor) -> Tensor:
+    """Cost nothing, as a model."""
+    return x
 
 
-def solve(dims: int, window: int, rounds: int, note: Any, options: dict[str, Any]) -> None:
+def solve(dims: int, window: int, rounds: int, note: Any, options: dict[str, Any], device: str = "cpu") -> None:
     """Solve for some rounds that keep the whole window busy: none converges at a tolerance of zero."""
-    grid = torch.linspace(0, 1, 4 * window + 2 * rounds + 1)
+    grid = torch.linspace(0, 1, 12 * window + 100, device="cpu")
     picard.solve(
-        problem(dims),
+        picard.ODE(nothing, torch.ones(1, dims, device=device)),
         grid,
         method="euler",
         window=window,
@@ -122,6 +122,39 @@ def seconds(dims: int, window: int, options: dict[str, Any]) -> tuple[float, flo
     return median(gaps), median(copies)
 
 
+def gpu_seconds(dims: int, window: int, options: dict[str, Any]) -> float:
+    """Time a round on a GPU: what so many more take; the median of five."""
+
+    def taken(rounds: int) -> float:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        solve(dims, window, rounds, None, options, "cuda")
+        torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    taken(8)  # warms up, compiles and captures
+    return median((taken(40) - taken(8)) / 32 for _ in range(5))
+
+
+def gpu_table(options: dict[str, Any]) -> None:
+    """Print what rounds take on a GPU, beside one copy of the window's states."""
+    ways: dict[str, dict[str, Any]] = {"plain": {}, "compiled": {"compile": True}}
+    ways |= {f"{name}, captured": {**way, "cuda_graph": picard.CudaGraphs()} for name, way in ways.items()}
+    ways["compiled, captured, read every 8 rounds"] = {**ways["compiled, captured"], "sync_every": 8}
+    print(f"| numbers in a state | window | a copy | {' | '.join(ways)} |\n|{'---|' * (3 + len(ways))}")
+    for dims, window in SIZES:
+        source, target = torch.ones(window, dims, device="cuda"), torch.empty(window, dims, device="cuda")
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(100):
+            target.copy_(source)
+        torch.cuda.synchronize()
+        copy = (time.perf_counter() - started) / 100
+        rounds = [gpu_seconds(dims, window, {**options, **way}) for way in ways.values()]
+        cells = " | ".join(f"{1e6 * each:.0f} us ({each / copy:.1f})" for each in rounds)
+        print(f"| {dims:,} | {window} | {1e6 * copy:.1f} us | {cells} |", flush=True)
+
+
 def main() -> None:
     """Parse the arguments and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -130,9 +163,13 @@ def main() -> None:
     parser.add_argument("--linearization", default="secant")
     parser.add_argument("--guess", default="hold")
     parser.add_argument("--compile", action="store_true", help="time compiled rounds; implies --seconds")
+    parser.add_argument("--gpu", action="store_true", help="time rounds on a GPU, and nothing else")
     given = parser.parse_args()
-    options = {"linearization": given.linearization, "guess": given.guess}
+    options: dict[str, Any] = {"linearization": given.linearization, "guess": given.guess}
     given.seconds |= given.compile
+    if given.gpu:
+        gpu_table(options)
+        return
     torch.set_num_threads(1)
     print("| numbers in a state | window | moved, in copies | allocated, in windows | seconds of a round | in copies |")
     print("|---|---|---|---|---|---|")
