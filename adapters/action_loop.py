@@ -128,6 +128,11 @@ class Actions(Scheduled):
         """That of the trace, where the field is nothing else."""
         return super().conversion if self.seen is None and self.cond["mask"] is None else None
 
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """The network and the loop, unless what is evaluated is noted."""
+        return (self,) if self.seen is not None else (self.model, self.trace, self.counts, self.start.dtype)
+
     def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Evaluate the data prediction where the state is free."""
         held = rows.cond.tensors()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from picard.errors import NotSupportedError
+from picard.graphs import CudaGraphs
 from picard.linearize import Linearization
 from picard.tolerance import Tolerance
 
@@ -33,6 +34,7 @@ def parallelize_policy(
     fresh_noise: bool = True,
     actions: int | None = None,
     compile: bool | Mapping[str, Any] = False,  # noqa: A002  # as `picard.solve` names it
+    cuda_graph: bool | CudaGraphs = False,
 ) -> Any:
     """Make a policy that samples actions by diffusion do so parallel in time: same calls, same actions.
 
@@ -59,6 +61,8 @@ def parallelize_policy(
         actions: how many actions will be executed: only these, and those before them, need meet the tolerance.
         compile: as for `picard.solve`: compiles what the solver does between calls of the network, which counts for
             networks of a few milliseconds. The first call takes up to a minute longer. The network is left as it is.
+        cuda_graph: as for `picard.solve`: captures whole rounds, the network's call in them, at the first call, and
+            repeats them at later ones. Not with `warm_start` or `ahead()`, whose guesses take the host.
 
     Returns:
         The same policy.
@@ -68,7 +72,18 @@ def parallelize_policy(
         InvalidProblemError: if an option has the wrong form.
     """
     options = PolicyOptions(
-        window, tolerance, max_rows, mode, linearization, guess, certify, warm_start, fresh_noise, actions, compile
+        window,
+        tolerance,
+        max_rows,
+        mode,
+        linearization,
+        guess,
+        certify,
+        warm_start,
+        fresh_noise,
+        actions,
+        compile,
+        cuda_graph,
     )
     found = owner_of(policy)
     if found is None:

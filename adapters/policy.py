@@ -16,6 +16,7 @@ from torch import Tensor
 
 from picard.errors import NotSupportedError
 from picard.expected import Expected
+from picard.graphs import CudaGraphs
 from picard.solution import Solution
 from picard.solve import solve
 
@@ -57,6 +58,7 @@ class ParallelPolicy:
         self.stats: Stats | None = None
         self.solution: Solution | None = None
         self.why: str | None = None
+        self._graphs = CudaGraphs() if options.cuda_graph is True else options.cuda_graph
         self._loops: dict[Any, tuple[ActionLoop | None, str | None]] = {}
         self.prepared = False
         self._past: PastPlan | None = None
@@ -79,6 +81,9 @@ class ParallelPolicy:
 
         Source: the split of a controller's work into preparation and feedback is that of Diehl et al. (2005).
         """
+        if self._graphs is not False:
+            msg = "what is planned ahead is a guess of the host's, which cuda_graph does not take: leave it out"
+            raise NotSupportedError(msg)
         random, before, self._early = RandomState(()), self._early, True
         try:
             yield
@@ -184,6 +189,7 @@ class ParallelPolicy:
             guess=guess,
             certify=options.certify,
             compile=options.compile,
+            cuda_graph=self._graphs,
         )
         found = problem.unscaled(solution)
         # without the graph, which would live as long as this object, and cannot be copied

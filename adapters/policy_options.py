@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from picard.errors import InvalidProblemError, close_match, describe
+from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
+from picard.graphs import CudaGraphs
 from picard.linearize import Linearization, resolve_linearization
 from picard.number import check_count
 from picard.plan import Plan
@@ -40,6 +41,7 @@ class PolicyOptions:
     fresh_noise: bool
     actions: int | None
     compile: bool | Mapping[str, Any]
+    cuda_graph: bool | CudaGraphs
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -71,6 +73,9 @@ class PolicyOptions:
                 "the guess and in the observation: write fresh_noise=True, or leave the certificate out"
             )
             raise InvalidProblemError(msg)
+        if self.cuda_graph is not False and self.warm_start is not None:
+            msg = "cuda_graph leaves decisions to the device, and a warm start is the host's: leave one of them out"
+            raise NotSupportedError(msg)
         resolve_linearization(self.linearization)
 
     @property
@@ -84,6 +89,7 @@ class PolicyOptions:
             "linearization": self.linearization != "secant",
             "guess": self.guess != "eager",
             "compile": self.compile is not False,
+            "cuda_graph": self.cuda_graph is not False,
         }
         return next((name for name, given in chosen.items() if given), None)
 

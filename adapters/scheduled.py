@@ -59,6 +59,12 @@ class Scheduled(Problem):
         return self.model
 
     @property
+    def parts(self) -> tuple[object, ...]:
+        """The model and how data follows from its output, if this can be compared."""
+        conversion = self.conversion
+        return (self,) if conversion is None else (self.model, conversion, self.start.dtype)
+
+    @property
     def method(self) -> Indexed:
         """The plan, its times replaced by the index of the node."""
         return Indexed(self.trace.plan_)

@@ -65,12 +65,12 @@ class Digits(nn.Module):
         folder = str(ROOT / "examples" / "digits")
         if folder not in sys.path:
             sys.path.insert(0, folder)
-        self.demo: Any = importlib.import_module("model")
-        self.unet = self.demo.load()
+        demo: Any = importlib.import_module("model")
+        self.unet, self.epsilon, self.levels = demo.load(), demo.epsilon, demo.TRAIN_STEPS
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """Predict the noise."""
-        predicted: Tensor = self.demo.epsilon(self.unet, x, t, label)
+        predicted: Tensor = self.epsilon(self.unet, x, t, label)
         return predicted
 
 
@@ -120,7 +120,7 @@ class Score(nn.Module):
 def digit(seed: int) -> picard.Diffusion:
     """Make the problem of one digit, of class `seed` modulo 10, for the trained U-Net of the demo."""
     model = Digits()
-    denoiser = picard.Denoiser(model, picard.Schedule.linear(model.demo.TRAIN_STEPS))
+    denoiser = picard.Denoiser(model, picard.Schedule.linear(model.levels))
     start = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
     label = torch.tensor([seed % 10])
     return picard.Diffusion(denoiser, start, noise=picard.Noise.from_seed(seed), cond={"label": label})

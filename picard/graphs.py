@@ -36,6 +36,10 @@ class CudaGraphs:
         self._most = most
         self._kept: list[tuple[object, Captured]] = []
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copy without what was captured, which belongs to a model and its memory."""
+        return CudaGraphs, (self._most,)
+
     def __len__(self) -> int:
         """Count the captured rounds."""
         return len(self._kept)

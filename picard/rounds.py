@@ -110,6 +110,8 @@ def _captured(setup: Setup, functions: Functions, window: Window) -> Captured:
     def make(constants: Any) -> CapturedRound:
         return CapturedRound(setup, functions, constants)
 
+    if any(part is problem for part in problem.parts):  # no other problem has its field: nothing is worth keeping
+        graphs = CudaGraphs()
     captured = graphs.find((code, modes, memory), constants, (state, asks), setup.sync_every + 1, make)
     if window.ring is not None:
         window.ring.noise = captured.constants[1]  # where further noise is drawn to

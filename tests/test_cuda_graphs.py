@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import picard
+from picard.adapters import parallelize
 from picard.progress import RoundInfo
 from tests.compiled_solves import CASES
 from tests.problems import F64, Counted, diffusion, network, pendulum, start, times
 from tests.tape import recorded
+from tests.test_policies import build, scheduler
 from tests.test_sync import AHEAD
 
 LINEAR = picard.Schedule.linear()
@@ -318,6 +321,38 @@ def test_networks_of_other_kinds() -> None:
     denoiser = picard.Denoiser(model, LINEAR, clip=1.0)
     agree(picard.Diffusion(denoiser, start(2, 3), noise=picard.Noise.from_seed(0)), True)
     agree(diffusion(prediction="v_prediction"), True, sync_every=2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["lerobot", "unet-global", "unet-inpaint", "transformer-cond"])
+def test_a_policy_captures_at_its_first_call(family: str) -> None:
+    """Later observations and noise are new, and so are known actions."""
+    found: list[list[Tensor]] = []
+    calls: list[int] = []
+    for given in (False, True):
+        torch.manual_seed(0)
+        policy, sample = build(family, scheduler(), 20)
+        owner = getattr(policy, "diffusion", policy)
+        network = getattr(owner, "unet", None) or owner.model
+        network.register_forward_pre_hook(lambda *_: calls.append(1))
+        parallelize(policy, window=8, cuda_graph=given)
+        found.append([])
+        for seed in range(3):
+            calls.clear()
+            found[-1].append(sample(2 - seed % 2, torch.Generator().manual_seed(seed)))
+        assert (len(calls) < 3) == given
+    for plain, captured in zip(*found, strict=True):
+        torch.testing.assert_close(captured, plain, rtol=1e-4, atol=1e-4)
+    assert len(copy.deepcopy(policy).picard._graphs) == 0
+
+
+def test_a_policys_guesses_of_the_host_are_refused() -> None:
+    policy, _ = build("lerobot", scheduler(), 20)
+    with pytest.raises(picard.NotSupportedError, match="leave one of them out"):
+        parallelize(policy, cuda_graph=True, warm_start="shift")
+    parallelize(policy, cuda_graph=True)
+    with pytest.raises(picard.NotSupportedError, match="planned ahead"), policy.picard.ahead():
+        pass
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
