@@ -164,7 +164,8 @@ class FixedRounds(Tolerance):
 
     def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
         """Return infinity for states old enough, minus infinity for others."""
-        return torch.where(candidates.age >= self.rounds, math.inf, -math.inf).to(candidates.size.dtype)
+        never = torch.full_like(candidates.size, -math.inf)  # made there: numbers of the host would have to be copied
+        return never.masked_fill(candidates.age >= self.rounds, math.inf)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import sys
 import torch
 from torch import Tensor
 
+from picard.device import fetch
 from picard.errors import InvalidProblemError, describe
 from picard.progress import RoundInfo
 from picard.shapes import Float
@@ -30,10 +31,10 @@ def elementary_symmetric(values: Float[Tensor, " n"], degree: int) -> Float[Tens
     if degree < 0:
         msg = f"degree must be at least 0; given {degree}"
         raise InvalidProblemError(msg)
-    current = torch.ones(len(values) + 1, dtype=torch.float64, device="cpu")
+    values, current = fetch(values), torch.ones(len(values) + 1, dtype=torch.float64, device="cpu")
     # e_k of the first n is the sum over the largest index m of values[m] e_(k-1) of those before
     for _ in range(degree):
-        current = torch.cat([current.new_zeros(1), (values.double() * current[:-1]).cumsum(0)])
+        current = torch.cat([current.new_zeros(1), (values * current[:-1]).cumsum(0)])
     return current
 
 
@@ -107,9 +108,9 @@ def rounds_needed(gains: Float[Tensor, " steps"], factor: float) -> int:
     if len(gains) == 0 or not bool((gains >= 0).all()) or not factor >= 0:
         msg = f"gains and factor must be given and not negative; given {describe(gains)} and {factor}"
         raise InvalidProblemError(msg)
-    current, rounds = torch.ones(len(gains), dtype=torch.float64, device="cpu"), 0
+    gains, current, rounds = fetch(gains), torch.ones(len(gains), dtype=torch.float64, device="cpu"), 0
     while float(current.max()) > factor:
-        current = torch.cat([current.new_zeros(1), (gains[1:].double() * current[:-1]).cumsum(0)])
+        current = torch.cat([current.new_zeros(1), (gains[1:] * current[:-1]).cumsum(0)])
         rounds += 1
     return rounds
 
