@@ -135,9 +135,9 @@ def timed(solve: Way, problem: picard.Diffusion) -> tuple[float, picard.Solution
     return time.perf_counter() - started, solution
 
 
-def measure(case: Case, runs: int, tolerance: float, device: torch.device) -> dict[str, Any]:
-    """Time every method on a case, alternating; the first run warms up and does not count."""
-    ways = list(methods(case, tolerance, device).items())
+def measure(case: Case, methods: Mapping[str, Way], runs: int, device: torch.device) -> dict[str, Any]:
+    """Time methods on a case, alternating; the first run warms up and does not count."""
+    ways = list(methods.items())
     problems = moved(case.problems, device)
     seconds: dict[str, list[float]] = {}
     rounds: dict[str, list[int]] = {}
@@ -170,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments, run, and write what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="problems to run (default: digits and policy)")
+    parser.add_argument("--method", action="append", help="run this method beside the sequential one; may be repeated")
     parser.add_argument("--runs", type=int, default=7, help="runs that count (default: 7)")
     parser.add_argument("--tolerance", type=float, default=0.1, help="of every method (default: 0.1)")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="where to run (default: cpu)")
@@ -183,7 +184,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("|---|---|---|---|---|---|" + "---|" * on_gpu)
     found: dict[str, Any] = {}
     for name in options.names or ("digits", "policy"):
-        found[name] = measure(known[name], options.runs, options.tolerance, options.device)
+        case = known[name]
+        ways = methods(case, options.tolerance, options.device)
+        chosen = {each: way for each, way in ways.items() if each in {SEQUENTIAL, *(options.method or ways)}}
+        found[name] = measure(case, chosen, options.runs, options.device)
         for method, one in found[name].items():
             more = f" | {one['faster than captured']:.2f}" if on_gpu else ""
             counts = f"{one['rounds']:.1f} | {one['error']:.1e}"

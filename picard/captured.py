@@ -84,7 +84,8 @@ class Captured:
         return tree_map(lambda kept: kept[slot] if isinstance(kept, Tensor) else kept, self._shown)
 
     def _once(self) -> None:
-        after, shown = self._function(self.carried)
+        with _uncached(self._slot.device.type):
+            after, shown = self._function(self.carried)
         if self._shown is None:
             with torch.inference_mode(mode=False):
                 self._shown = tree_map(self._room, shown)
@@ -132,7 +133,7 @@ def _record(work: Callable[[], None], device: torch.device) -> Callable[[], None
     """
     for _ in range(2):
         try:
-            with _recordable():
+            with _uncollected():
                 return _recorded(work, device)
         except Exception as error:
             if not out_of_memory(error):
@@ -148,15 +149,27 @@ def _record(work: Callable[[], None], device: torch.device) -> Callable[[], None
 
 
 @contextmanager
-def _recordable() -> Iterator[None]:
-    """Keep away what cannot be recorded, or would be gone when the graph is repeated."""
-    cached, collects = torch.is_autocast_cache_enabled(), gc.isenabled()
-    torch.set_autocast_cache_enabled(False)  # weights cast before
-    gc.disable()  # it may free another graph
+def _uncached(device: str) -> Iterator[None]:
+    """Cast weights under autocast each time: a graph would read those kept from the plain call, which will be gone."""
+    cached = torch.is_autocast_cache_enabled()
+    if not torch.is_autocast_enabled(device):  # a compiler would compile once more where the setting is another
+        yield
+        return
+    torch.set_autocast_cache_enabled(False)
     try:
         yield
     finally:
         torch.set_autocast_cache_enabled(cached)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Collect no garbage: another graph may be among it, which cannot be freed while one is recorded."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
         if collects:
             gc.enable()
 

@@ -151,12 +151,12 @@ def watched(problem: picard.ODE, steps: int) -> picard.Solution:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @torch.no_grad()
 def test_the_gpu_is_waited_for_once_a_round() -> None:
-    problem, found = picard.ODE(pendulum_drift, start(3, 2).cuda()), []
-    for steps in (30, 300):
+    problem, found = picard.ODE(pendulum_drift, start(3, 2).cuda()), list[int]()
+    for steps in (30, 30, 300):  # PyTorch warns once of the mode itself
         with pytest.warns(UserWarning, match="synchronizing") as caught:
             solution = watched(problem, steps)
         found.append(sum("synchronizing" in str(one.message) for one in caught) - solution.stats.rounds)
-    assert found[0] == found[1]
+    assert found[1] == found[2]
 
 
 @torch.no_grad()

@@ -21,7 +21,6 @@ from tests.test_policies import build, scheduler
 from tests.test_sync import AHEAD
 
 LINEAR = picard.Schedule.linear()
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 OPTIONS: dict[str, Any] = {"method": "ddpm", "window": 10}
 
 
@@ -354,54 +353,3 @@ def test_a_policys_guesses_of_the_host_are_refused() -> None:
     parallelize(policy, cuda_graph=True)
     with pytest.raises(picard.NotSupportedError, match="planned ahead"), policy.picard.ahead():
         pass
-
-
-ON_A_GPU: dict[str, tuple[Callable[[], picard.ODE | picard.SDE], dict[str, Any]]] = {
-    "ode": (lambda: picard.ODE(lambda t, x: torch.sin(3 * x), start(2, 40).cuda()), {}),
-    "few": (lambda: picard.ODE(lambda t, x: torch.sin(3 * x), start(2, 3).cuda()), {"tolerance": 1e-8}),
-    "rounds": (
-        lambda: picard.ODE(lambda t, x: torch.sin(3 * x), start(2, 3).cuda()),
-        {"tolerance": picard.FixedRounds(3)},
-    ),
-    "copies": (lambda: picard.ODE(lambda t, x: torch.sin(3 * x), start(2, 3).cuda()), {"guess": "copy"}),
-    "sde": (lambda: wave("diagonal"), {}),
-    "general": (lambda: wave("general"), {}),
-}
-
-
-def wave(noise_type: Any) -> picard.SDE:
-    def diffusion(t: Tensor, x: Tensor) -> Tensor:
-        found = 0.3 * torch.cos(x + t[:, None])
-        return found if noise_type == "diagonal" else torch.stack([found, 0.1 * torch.sin(x)], -1)
-
-    noise = picard.Noise.from_seed(0)
-    return picard.SDE(lambda t, x: -x, diffusion, start(2, 3).cuda(), noise=noise, noise_type=noise_type)
-
-
-@needs_gpu
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("name", ON_A_GPU)
-@torch.no_grad()
-def test_equations_on_a_gpu(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    make, more = ON_A_GPU[name]
-    options: dict[str, Any] = {"method": "euler", "window": 8, "guess": "hold", "sync_every": count, **more}
-    plain, captured = (picard.solve(make(), times(40), **options, cuda_graph=given) for given in (False, True))
-    assert captured.stats.rounds == plain.stats.rounds
-    torch.testing.assert_close(captured.ys, plain.ys, rtol=1e-12, atol=1e-12)
-
-
-@needs_gpu
-@pytest.mark.parametrize("options", [{}, {"sync_every": 3}, {"compile": True}, {"max_rows": 7}], ids=str)
-@torch.no_grad()
-def test_on_a_gpu(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    net, graphs = Net().cuda(), picard.CudaGraphs()
-    for seed in range(2):
-        net.rows.clear()
-        problem = sampling(net, 2, seed, gain=gains(2, seed))
-        problem = replace(problem, x_T=problem.x_T.cuda(), cond={"gain": problem.cond["gain"].cuda()})
-        plain = picard.solve(problem, 40, **OPTIONS)
-        captured = picard.solve(problem, 40, **OPTIONS, **options, cuda_graph=graphs)
-        torch.testing.assert_close(captured.ys, plain.ys, rtol=1e-9, atol=1e-9)
-        assert len(net.rows) < plain.stats.rounds + 10
