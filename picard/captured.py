@@ -137,10 +137,11 @@ def _record(work: Callable[[], None], device: torch.device) -> Callable[[], None
                 return _recorded(work, device)
         except Exception as error:
             if not out_of_memory(error):
+                said = (str(error) or type(error).__name__).splitlines()[0]
                 msg = (
-                    f"the model cannot be captured as a CUDA graph: {str(error).splitlines()[0]}; it must not wait for "
-                    "the GPU (item, tolist, nonzero, a mask as index) nor copy from the host "
-                    "(torch.tensor(..., device=x.device)): change that, or leave cuda_graph out"
+                    f"the model cannot be captured as a CUDA graph: {said}; it must not wait for the GPU (item, "
+                    "tolist, nonzero, a mask as index) nor copy from the host (torch.tensor(..., device=x.device)): "
+                    "change that, or leave cuda_graph out"
                 )
                 raise NotSupportedError(msg) from error
         torch.cuda.empty_cache()  # what plain calls left behind is free to others, not to a graph

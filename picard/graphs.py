@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten
 
 from picard.captured import Captured, Repeatable, has_graphs, tensors_in
 from picard.errors import InvalidProblemError, NotSupportedError, describe
+from picard.number import check_count
 from picard.problem import Problem
 
 
@@ -30,10 +31,13 @@ class CudaGraphs:
 
     Args:
         most: captured rounds to keep, each with the memory of one call; the oldest goes first.
+
+    Raises:
+        InvalidProblemError: if that is no count.
     """
 
     def __init__(self, most: int = 8) -> None:
-        self._most = most
+        self._most = check_count("most", most)
         self._kept: list[tuple[object, Captured]] = []
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -122,7 +126,7 @@ def fingerprint(part: Any) -> Any:
         return fingerprint(part.func)
     if isinstance(part, torch.nn.Module):
         tensors = itertools.chain(part.parameters(), part.buffers())
-        return tuple(one.data_ptr() for one in tensors), tuple(one.training for one in part.modules())
+        return tuple((one.data_ptr(), one.dtype) for one in tensors), tuple(one.training for one in part.modules())
     owner = getattr(part, "__self__", None)
     cells = [cell.cell_contents for cell in getattr(part, "__closure__", None) or ()]
     return tuple(fingerprint(one) for one in (owner, *cells) if isinstance(one, torch.nn.Module))
