@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
-from jaxtyping import config
 from torch import Tensor
+
+from tests.type_checks import jaxtyped, without_type_checks
 
 if TYPE_CHECKING:
     from tests.meters import Clocked
@@ -29,63 +29,7 @@ settings.load_profile(PROFILE)
 torch.set_num_threads(1)
 
 
-# What checks the types of a function costs far more than most functions do. For one defined inside another it is made
-# anew with each of them: once in a test is enough.
-_jaxtyped = jaxtyping.jaxtyped
-_inner: set[tuple[str, str]] = set()
-_REPEATED = pytest.StashKey[bool]()
-
-
-def _jaxtyped_once_in_a_test(*given: Any, **options: Any) -> Callable[[Any], Any]:
-    decorate = _jaxtyped(*given, **options)
-
-    def check(made: Any) -> Any:
-        name = (made.__module__, made.__qualname__)
-        if "<locals>" in made.__qualname__:
-            if config.jaxtyping_disable or name in _inner:
-                return made
-            _inner.add(name)
-        return decorate(made)
-
-    return check
-
-
-jaxtyping.jaxtyped = _jaxtyped_once_in_a_test  # type: ignore[assignment]
-
-
-@contextmanager
-def _without_type_checks() -> Iterator[None]:
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Find the cases that show the type checks nothing new: each value of their parameters was in a case before.
-
-    Types depend on what kind of method, noise or scheduler there is, hardly ever on how these are combined; and small
-    solves take three times as long with the checks. Nightly all cases are checked.
-    """
-    seen: set[tuple[str, str, int]] = set()
-    for item in items:
-        test = item.nodeid.partition("[")[0]
-        parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
-        values = {(test, name, id(value)) for name, value in parameters.items()}
-        item.stash[_REPEATED] = bool(values) and values <= seen and PROFILE != "nightly"
-        seen |= values
-
-
-@pytest.fixture(autouse=True)
-def _types_checked_once(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Check types at run time where that shows something new."""
-    _inner.clear()
-    if request.node.stash[_REPEATED]:
-        with _without_type_checks():
-            yield
-    else:
-        yield
+jaxtyping.jaxtyped = jaxtyped  # type: ignore[assignment]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -96,7 +40,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """Switch the run-time type checks off, for a test that hands over a wrong type to see what picard itself says."""
-    with _without_type_checks():
+    with without_type_checks():
         yield
 
 

@@ -1,14 +1,20 @@
-"""Types are checked at run time in every test, but not in a case whose parameters all were in cases before."""
+"""Types are checked at run time in every test, once for each kind of call."""
 
 from __future__ import annotations
 
-import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
-from jaxtyping import TypeCheckError
+import torch
+from beartype import beartype
+from jaxtyping import Float, TypeCheckError
+from torch import Tensor
 
 import picard
+from tests.type_checks import jaxtyped
+
+ROWS = torch.zeros(3, 2)
 
 
 def is_checked() -> bool:
@@ -23,14 +29,47 @@ def is_checked() -> bool:
 
 def test_types_are_checked() -> None:
     assert is_checked()
+    picard.Noise.from_seed(0)
+    assert is_checked()
 
 
 def test_types_are_not_checked_where_a_test_hands_over_wrong_ones(unchecked: None) -> None:
     assert not is_checked()
 
 
-@pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") == "nightly", reason="checks the types in all cases")
-@pytest.mark.parametrize("first", ["a", "b"])
-@pytest.mark.parametrize("second", ["a", "b"])
-def test_types_are_checked_where_a_value_is_new(first: str, second: str) -> None:
-    assert is_checked() == ((first, second) != ("b", "b"))
+def echo(result: Any) -> Any:
+    """Make a function that returns the given thing, anew each time."""
+
+    def inner(x: Float[Tensor, "rows two"], *many: list[int], word: Literal["a"] = "a") -> Float[Tensor, "rows"]:
+        return result
+
+    return jaxtyped(typechecker=beartype)(inner)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda echo: echo(ROWS[0]),
+        lambda echo: echo(ROWS.long()),
+        lambda echo: echo(ROWS[:2]),  # fits by itself, but not the result
+        lambda echo: echo(0),
+        lambda echo: echo(ROWS, ["1"]),
+        lambda echo: echo(ROWS, (1,)),
+        lambda echo: echo(ROWS, word="b"),
+    ],
+)
+def test_a_call_unlike_those_that_passed_is_checked(call: Callable[[Any], Any]) -> None:
+    inner = echo(ROWS[:, 0])
+    for _ in range(2):
+        inner(ROWS, [1], word="a")
+        inner(ROWS)
+        with pytest.raises(TypeCheckError):
+            call(inner)
+
+
+@pytest.mark.parametrize("wrong", [ROWS, ROWS[:2, 0], ROWS[:, 0].long(), None])
+def test_a_result_unlike_those_that_passed_is_checked(wrong: Any) -> None:
+    for _ in range(2):
+        assert echo(ROWS[:, 0])(ROWS).shape == (3,)
+        with pytest.raises(TypeCheckError):
+            echo(wrong)(ROWS)
