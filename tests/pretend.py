@@ -6,12 +6,12 @@ and copies of the host's memory that do not wait.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("mps", 0)
 HOST = torch.device("cpu")
@@ -102,10 +102,28 @@ def _move(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return moved
 
 
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Find the tensors among the arguments of an operation: by themselves or in lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """Change a value, or each one in a list. Several times as fast as what PyTorch has for trees of every kind."""
+    return type(value)([_mapped(change, one) for one in value]) if type(value) in (list, tuple) else change(value)
+
+
+def _inner(value: Any) -> Any:
+    return value.values_ if isinstance(value, OnDevice) else value
+
+
 def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run an operation on the host after checking where its tensors say they are."""
     name = function.__name__.split(".")[0]
-    leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    leaves = list(_tensors([*args, *kwargs.values()]))
     on_device = any(isinstance(leaf, OnDevice) for leaf in leaves)
     asked = kwargs.get("device")
     stays = on_device if asked is None or (name != "_to_copy" and on_device) else torch.device(asked).type != "cpu"
@@ -118,9 +136,8 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if kwargs.get("non_blocking") and stays and not on_device:
         msg = f"{name}: a copy that goes on alone reads memory that may be freed by then"
         raise RuntimeError(msg)
-    bare = kwargs if asked is None else {**kwargs, "device": HOST}
-    inner_args, inner_kwargs = tree_map(lambda leaf: leaf.values_ if isinstance(leaf, OnDevice) else leaf, (args, bare))
-    out = function(*inner_args, **inner_kwargs)
+    bare = {key: _mapped(_inner, value) for key, value in kwargs.items()} | ({} if asked is None else {"device": HOST})
+    out = function(*_mapped(_inner, tuple(args)), **bare)
     if name.endswith("_") and not name.endswith("__"):
         return args[0]
 
@@ -132,4 +149,4 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             raise TypeError(msg)
         return OnDevice(leaf)
 
-    return tree_map(wrap, out)
+    return _mapped(wrap, out)
