@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 STEPS = {"SCMScheduler": 2, "LCMScheduler": 7}
-USUAL_STEPS = 9  # does not divide the 1000 training steps
+USUAL_STEPS = 7  # does not divide the 1000 training steps
 SHAPE = (1, 3, 8, 8)
 CASES = list(matrix())
 
