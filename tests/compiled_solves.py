@@ -28,12 +28,11 @@ def failing() -> picard.ODE:
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "diffusion": (lambda: diffusion(batch=1), 50, {"method": "ddpm", "window": 12}),
     "batch": (lambda: diffusion(batch=3), 50, {"method": "ddpm", "window": 12}),
-    "order": (lambda: diffusion(batch=2), 30, {"method": "dpmsolver++", "window": 9}),
+    "order": (lambda: diffusion(batch=2), 30, {"method": "dpmsolver++", "window": 9, "save": "all"}),
     "sde": (sde, times(40), {"method": "euler", "window": 10}),
     "copies": (lambda: diffusion(batch=2), 50, {"method": "ddpm", "window": 12, **picard.presets.PARADIGMS}),
     "polynomial": (pendulum, times(40), {"method": "rk4", "window": 16}),
     "rounds": (lambda: diffusion(batch=2), 50, {"method": "ddpm", "window": 12, "tolerance": picard.FixedRounds(2)}),
-    "all": (lambda: diffusion(batch=2), 50, {"method": "ddpm", "window": 12, "save": "all"}),
     "cut": (
         failing,
         torch.linspace(0, 1, 41, dtype=F64),

@@ -18,6 +18,10 @@ from examples.metaworld.tasks import TASKS
 from picard.adapters import parallelize, restore
 
 each_task = pytest.mark.parametrize("task", TASKS)
+# The others run the same code on other weights, for seconds each.
+first_task = pytest.mark.parametrize(
+    "task", [task if task == TASKS[0] else pytest.param(task, marks=pytest.mark.slow) for task in TASKS]
+)
 PLANS = 8  # their mean rounds and evaluations are compared with bounds
 
 
@@ -37,7 +41,7 @@ def test_parallel_policy_gives_the_sequential_actions(task: str) -> None:
         restore(policy)
 
 
-@each_task
+@first_task
 @torch.no_grad()
 def test_costs(task: str) -> None:
     """The published counts of the preset (Shih et al., 2023: 25 rounds, 390 evaluations), and bounds of the default."""
@@ -73,7 +77,7 @@ def test_warm_start_costs() -> None:
     assert rounds["warm start"] <= 1.05 * rounds["default"]  # its gain was the first window, which is full anyway now
 
 
-@each_task
+@first_task
 @torch.no_grad()
 def test_costs_after_planning_ahead(task: str) -> None:
     """A control step early most of the predictions are known, and nearly all where the next observation is foreseen."""

@@ -70,23 +70,31 @@ def drawn(sample: Sample, batch: int, *, own: bool) -> tuple[Tensor, Tensor]:
     return plans, torch.cat([torch.rand(3), torch.rand(3, generator=generator)])
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
-@pytest.mark.parametrize("levels", ["ddpm", "ddim"])
+@pytest.mark.parametrize(
+    ("levels", "prediction"),
+    [
+        ("ddpm", "epsilon"),
+        ("ddim", "sample"),
+        pytest.param("ddpm", "sample", marks=pytest.mark.slow),
+        pytest.param("ddim", "epsilon", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_actions_and_random_numbers_are_those_of_the_policys_own_loop(
     family: str, levels: str, prediction: str
 ) -> None:
     policy, sample = build(family, scheduler(levels, prediction_type=prediction))
-    for batch, own in ((1, False), (8, True)):
-        restore(policy)
-        right, after = drawn(sample, batch, own=own)
+    batches = ((1, False), (8, True))
+    expected = [drawn(sample, batch, own=own) for batch, own in batches]
+    parallelize(policy, window=WINDOW, tolerance=0.0, mode="plan")
+    for (batch, own), (right, after) in zip(batches, expected, strict=True):
         assert float(right.abs().max()) <= 4
-        parallelize(policy, window=WINDOW, tolerance=0.0, mode="plan")
         plans, then = drawn(sample, batch, own=own)
         assert torch.equal(then, after)
         assert torch.allclose(plans, right, rtol=0, atol=1e-5)
         assert policy.picard.stats.rounds < STEPS
     parallelize(policy, window=WINDOW)
+    right, after = expected[-1]
     plans, then = drawn(sample, 8, own=True)
     assert torch.equal(then, after)
     difference = float((plans - right).abs().max())

@@ -114,7 +114,7 @@ def build(kind: Any, levels: str = "ddim", wrap: Callable[[Any], Any] = lambda n
     )
     channels = double.ACTIONS + (kind is Joined)
     network = wrap(double.Learned(double.Unet(channels, global_dim=SEEN), scheduler))
-    return kind(network, scheduler, kind="global", steps=20).eval()
+    return kind(network, scheduler, kind="global", steps=12).eval()
 
 
 def plans(policy: Any, batch: int, **options: Any) -> Tensor:
