@@ -28,7 +28,7 @@ settings.load_profile(PROFILE)
 # of every sum, so that results are the same on each run.
 torch.set_num_threads(1)
 
-
+# Before picard is imported, whose functions it decorates.
 jaxtyping.jaxtyped = jaxtyped  # type: ignore[assignment]
 
 

@@ -73,3 +73,10 @@ def test_a_result_unlike_those_that_passed_is_checked(wrong: Any) -> None:
         assert echo(ROWS[:, 0])(ROWS).shape == (3,)
         with pytest.raises(TypeCheckError):
             echo(wrong)(ROWS)
+
+
+def test_dataclasses_are_checked() -> None:
+    untyped: Any = picard.NoiseRatio
+    untyped(0.1)
+    with pytest.raises(TypeCheckError):
+        untyped("0.1")
