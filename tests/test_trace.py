@@ -240,6 +240,22 @@ def test_a_step_that_only_looks_affine_on_probes_is_refused(limit: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("steps", [5, 7])
+def test_single_precision_at_a_signal_of_nearly_zero_is_no_difference(steps: int) -> None:
+    levels = library.DPMSolverMultistepScheduler(
+        solver_order=3,
+        algorithm_type="dpmsolver",
+        solver_type="heun",
+        prediction_type="v_prediction",
+        use_karras_sigmas=True,
+        timestep_spacing="leading",
+        rescale_betas_zero_snr=True,
+        euler_at_final=True,
+        final_sigmas_type="sigma_min",
+    )
+    assert adapter.trace(levels, steps).nodes == steps
+
+
 def test_the_parameters_of_a_step_are_known_by_name() -> None:
     ddim: Any = library.DDIMScheduler
 
