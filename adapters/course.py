@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,6 +47,13 @@ class Course:
     def twin(self) -> Any:
         """Copy the scheduler, to be run."""
         return copy.deepcopy(self.scheduler)
+
+    @property
+    def likeness(self) -> object:
+        """What its trace depends on: courses whose likenesses are equal have the same one."""
+        kind, options = type(self.scheduler), {name: _told(value) for name, value in self.step.items()}
+        state = {name: _told(value) for name, value in vars(self.scheduler).items()}
+        return kind, kind.step, state, self.timesteps.tolist(), self.start, options
 
     @staticmethod
     def of(scheduler: Any, steps: int, options: Options) -> Course:
@@ -97,6 +105,17 @@ def copied(scheduler: Any) -> Any:
         if isinstance(value, Tensor):
             setattr(twin, name, value.cpu())
     return twin
+
+
+def _told(value: Any) -> object:
+    """Return the numbers and words in a value; objects of other kinds are equal to themselves alone."""
+    if isinstance(value, Mapping):
+        return {name: _told(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_told(one) for one in value]
+    if isinstance(value, (Tensor, np.ndarray)):
+        return str(value.dtype), value.tolist()
+    return value
 
 
 def number(t: Any) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from picard.errors import NotSupportedError
+from picard.permodel import PerModel
 from picard.plan import Plan
 from picard.problem import check_callable, check_cond, check_state
 from picard.sequential import sequential
@@ -17,6 +18,7 @@ from picard.solve import solve
 
 from .course import Course, sort_options
 from .scheduled import Scheduled, draw_noise
+from .trace import Trace
 from .trace_check import traced
 
 __all__ = ["sample", "trace"]
@@ -90,9 +92,20 @@ def sample(
     check_callable("model", model)
     check_state("latents", latents)
     course = Course.of(scheduler, num_inference_steps, sort_options(scheduler, scheduler_options or {}))
-    found = traced(course)
+    found = _again(scheduler, course)
     noise = draw_noise(course, found, latents, generator)
     problem = Scheduled(model, found, latents * found.init_noise_sigma, noise=noise, cond=check_cond(cond or {}))
     run = solve if parallel else sequential
     solution = run(problem, found.plan_.nodes, method=problem.method, **solve_options)
     return problem.unscaled(solution)
+
+
+def _again(scheduler: Any, course: Course) -> Trace:
+    """Trace a scheduler's loop, unless the last sample with that scheduler ran the same one."""
+    known, likeness = _LAST.of(scheduler), course.likeness
+    if known.get("likeness") != likeness:
+        known["likeness"], known["trace"] = likeness, traced(course)
+    return known["trace"]
+
+
+_LAST: PerModel[Any] = PerModel()

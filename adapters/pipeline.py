@@ -170,15 +170,7 @@ class Parallel:
 
     def _trace(self, course: Course) -> Trace:
         """Trace a scheduler's loop, unless the last call had the same one."""
-        sigmas = vars(course.scheduler).get("sigmas")
-        key = (
-            type(course.scheduler),
-            str(course.scheduler.config),
-            course.timesteps.tolist(),
-            course.start,
-            dict(course.step),
-            sigmas.tolist() if isinstance(sigmas, Tensor) else None,
-        )
+        key = course.likeness
         if self._traced is None or self._traced[0] != key:
             self._traced = key, trace_loop(course)
         return self._traced[1]

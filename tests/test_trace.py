@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -183,6 +184,38 @@ def test_half_precision_latents() -> None:
     full = adapter.sample(model, scheduler, latents, num_inference_steps=STEPS)
     assert half.final.dtype == torch.bfloat16
     torch.testing.assert_close(half.final.float(), full.final, atol=0.1, rtol=0.1)
+
+
+def test_a_loop_is_traced_once_for_samples_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until anything about it changes, tables that a user has written into the scheduler among it."""
+    seen: list[Any] = []
+    traced = adapter.traced
+
+    def counted(course: Any) -> Any:
+        seen.append(course)
+        return traced(course)
+
+    scheduler, latents = library.DDPMScheduler(clip_sample=False), torch.randn(2, 3)
+
+    def sampled(scheduler: Any, steps: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return adapter.sample(network, scheduler, latents, num_inference_steps=steps, generator=generator).final
+
+    changes: list[tuple[int, int, Callable[[], Any]]] = [
+        (STEPS, 1, lambda: None),
+        (STEPS, 1, lambda: None),
+        (STEPS + 1, 2, lambda: None),
+        (STEPS, 3, lambda: None),
+        (STEPS, 4, lambda: scheduler.alphas_cumprod.mul_(0.9)),
+        (STEPS, 5, lambda: scheduler.register_to_config(prediction_type="sample")),
+    ]
+    for steps, count, change in changes:
+        change()
+        fresh = sampled(copy.deepcopy(scheduler), steps)
+        with monkeypatch.context() as patch:
+            patch.setattr(adapter, "traced", counted)
+            assert torch.equal(sampled(scheduler, steps), fresh)
+        assert len(seen) == count
 
 
 def test_the_models_of_diffusers_and_conditioning() -> None:
