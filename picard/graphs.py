@@ -121,12 +121,12 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def fingerprint(part: Any) -> Any:
-    """Return where the parameters of modules are, and the modes of these: of a module, or one that a function holds."""
-    if isinstance(part, partial):
-        return fingerprint(part.func)
+    """Return where parameters are, and the modes of modules: of a module, or those that a function or object holds."""
     if isinstance(part, torch.nn.Module):
         tensors = itertools.chain(part.parameters(), part.buffers())
         return tuple((one.data_ptr(), one.dtype) for one in tensors), tuple(one.training for one in part.modules())
-    owner = getattr(part, "__self__", None)
-    cells = [cell.cell_contents for cell in getattr(part, "__closure__", None) or ()]
-    return tuple(fingerprint(one) for one in (owner, *cells) if isinstance(one, torch.nn.Module))
+    held = [getattr(part, "__self__", None), *getattr(part, "__dict__", {}).values()]
+    held += [cell.cell_contents for cell in getattr(part, "__closure__", None) or ()]
+    if isinstance(part, partial):
+        held += [part.func, *part.args, *part.keywords.values()]
+    return tuple(fingerprint(one) for one in held if isinstance(one, torch.nn.Module))

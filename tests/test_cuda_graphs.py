@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 import picard
 from picard.adapters import diffusers, parallelize
+from picard.graphs import fingerprint
 from picard.progress import RoundInfo
 from tests.compiled_solves import CASES
 from tests.problems import F64, Counted, diffusion, network, pendulum, start, times
@@ -141,6 +144,29 @@ def test_what_changes_the_code_is_captured_anew(change: str) -> None:
     agree(sampling(net, gain=gains(1), guidance=picard.Guidance(3.0, uncond={"gain": gains(1, 5)})), graphs)
     agree(changes()[change](net), graphs)
     assert len(graphs) == 2 + (change != "guidance")
+
+
+HOLDERS: dict[str, Callable[[Net], Any]] = {
+    "module": lambda net: net,
+    "method": lambda net: net.forward,
+    "closure": lambda net: lambda x, t: 2 * net(x, t),
+    "partial": lambda net: partial(torch.nn.Module.__call__, net),
+    "object": lambda net: SimpleNamespace(net=net),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_parameters_that_move_are_noticed(holder: str) -> None:
+    net = Net()
+    part = HOLDERS[holder](net)
+    before = fingerprint(part)
+    net.weight.mul_(2)
+    assert fingerprint(part) == before
+    held, net.weight.data = net.weight.data, net.weight.data.clone()
+    assert fingerprint(part) != before, held
+    net.weight.data = held
+    net.eval()
+    assert fingerprint(part) != before
 
 
 def test_a_tensor_of_the_host_is_read_while_recording() -> None:
