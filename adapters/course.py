@@ -53,7 +53,7 @@ class Course:
         """What its trace depends on: courses whose likenesses are equal have the same one."""
         kind, options = type(self.scheduler), {name: _told(value) for name, value in self.step.items()}
         state = {name: _told(value) for name, value in vars(self.scheduler).items()}
-        return kind, kind.step, state, self.timesteps.tolist(), self.start, options
+        return kind, getattr(kind, "step", None), state, self.timesteps.tolist(), self.start, options
 
     @staticmethod
     def of(scheduler: Any, steps: int, options: Options) -> Course:
