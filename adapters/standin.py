@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from picard.conditioning import versions
+
 
 def stand_in(component: Any, **methods: Callable[..., Any]) -> Any:
     """Make an object that shares everything with a component except some methods.
@@ -85,21 +87,13 @@ class Memo:
         """Return what this call returned in the first pass, unless somebody has changed it since."""
         i, self._next = self._next, self._next + 1
         if i < len(self._kept):
-            output, versions = self._kept[i]
-            if versions == _versions(output):
+            output, before = self._kept[i]
+            if before == versions(output):
                 return output
             return original(*args, **kwargs)
         output = original(*args, **kwargs)
-        self._kept.append((output, _versions(output)))
+        self._kept.append((output, versions(output)))
         return output
-
-
-def _versions(output: Any) -> tuple[int, ...]:
-    """Count in-place changes of the tensors in an output."""
-    if isinstance(output, Tensor):
-        return () if output.is_inference() else (output._version,)
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
-    return tuple(count for value in values for count in _versions(value))
 
 
 class RandomState:

@@ -45,15 +45,15 @@ def methods(case: Case, tolerance: float, device: torch.device) -> dict[str, Way
         "picard default": parallel(),
     }
     if device.type == "cuda":
-        kept: Callable[[], dict[str, Any]] = lambda: {"cuda_graph": picard.CudaGraphs()}  # noqa: E731
+        kept: dict[str, Any] = {"cuda_graph": picard.CudaGraphs()}
         ways |= {
             CAPTURED: CapturedModel(sequential),
             "compiled": parallel(compile=True),
             "captured in every solve": parallel(cuda_graph=True),
-            "captured once": parallel(**kept()),
-            "captured once, ParaDiGMS": parallel(**picard.presets.PARADIGMS, **kept()),
-            "captured once, compiled": parallel(**kept(), compile=True),
-            "captured once, compiled, read every 3 rounds": parallel(**kept(), compile=True, sync_every=3),
+            "captured once": parallel(**kept),
+            "captured once, ParaDiGMS": parallel(**picard.presets.PARADIGMS, **kept),
+            "captured once, compiled": parallel(**kept, compile=True),
+            "captured once, compiled, read every 3 rounds": parallel(**kept, compile=True, sync_every=3),
         }
     return ways
 
@@ -115,7 +115,7 @@ def captured(model: Callable[..., Tensor], like: Tensor, cond: Mapping[str, Any]
         held["out"] = model(x, t, **cond)
 
     def replay(rows: Tensor, times: Tensor, **cond: Any) -> Tensor:
-        del cond
+        del cond  # those of the graph are read
         x.copy_(rows)
         t.copy_(times)
         graph.replay()
@@ -162,7 +162,7 @@ def measure(case: Case, methods: Mapping[str, Way], runs: int, device: torch.dev
             "faster": median(before / after for before, after in zip(plain, taken, strict=True)),
             "faster than captured": median(before / after for before, after in zip(best, taken, strict=True)),
         }
-        for name, taken in sorted(seconds.items(), key=lambda pair: [each for each, _ in ways].index(pair[0]))
+        for name, taken in ((name, seconds[name]) for name in methods)
     }
 
 

@@ -27,7 +27,7 @@ class Conditioning:
         self.cond, self.batch = cond, batch
         self._arrangement: object = None
         self._kept: dict[tuple[int, int], Mapping[str, Any]] = {}
-        self._versions: dict[tuple[int, int], int] = {}
+        self._versions: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def of(self, arrangement: object, samples: Int[Tensor, " rows"]) -> RowCond:
         """Return the conditioning of rows that belong to the given samples; `arrangement` names that tensor."""
@@ -43,7 +43,7 @@ class Conditioning:
         if span not in self._kept:
             samples = rows.samples[rows.start : rows.stop]
             self._kept[span] = map_tensors(self.cond, lambda value: self._repeat(value, samples))
-            self._versions[span] = _versions(self._kept[span])
+            self._versions[span] = versions(self._kept[span])
         return self._kept[span]
 
     def intact(self, rows: RowCond) -> bool:
@@ -51,7 +51,7 @@ class Conditioning:
         span = (rows.start, rows.stop)
         if rows.arrangement != self._arrangement or span not in self._kept:
             return True
-        return _versions(self._kept[span]) == self._versions[span]
+        return versions(self._kept[span]) == self._versions[span]
 
     def renew(self, samples: Int[Tensor, " rows"]) -> None:
         """Repeat the conditioning anew, which has other values now, into the tensors kept for these rows."""
@@ -63,7 +63,7 @@ class Conditioning:
                     old.copy_(new)
 
             map_tensors(kept, write, self.cond)
-            self._versions[start, stop] = _versions(kept)
+            self._versions[start, stop] = versions(kept)
 
     def _repeat(self, value: Tensor, samples: Tensor) -> Tensor:
         if value.ndim == 0 or len(value) != self.batch:
@@ -114,9 +114,9 @@ def version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
-def _versions(values: Any) -> int:
-    """Count the changes in place of all tensors in dicts, lists and tuples."""
+def versions(values: Any) -> tuple[int, ...]:
+    """Count the changes in place of every tensor in dicts, lists and tuples."""
     if isinstance(values, Tensor):
-        return version(values)
+        return (version(values),)
     inside = values.values() if isinstance(values, Mapping) else values if isinstance(values, (list, tuple)) else ()
-    return sum(map(_versions, inside))
+    return tuple(count for value in inside for count in versions(value))

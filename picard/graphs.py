@@ -83,11 +83,7 @@ def resolve_graphs(given: bool | CudaGraphs, problem: Problem, window: object, m
         InvalidProblemError: if it is neither true, false nor such an object.
         NotSupportedError: if rounds of this solve cannot be captured.
     """
-    if isinstance(given, CudaGraphs):
-        graphs = given
-    elif isinstance(given, bool):
-        graphs = CudaGraphs()
-    else:
+    if not isinstance(given, (bool, CudaGraphs)):
         msg = f"cuda_graph must be True, False or a picard.CudaGraphs(); given {describe(given)}"
         raise InvalidProblemError(msg)
     if given is False:
@@ -102,7 +98,7 @@ def resolve_graphs(given: bool | CudaGraphs, problem: Problem, window: object, m
     if lacks:
         msg = f"cuda_graph=True {lacks}, or leave cuda_graph out"
         raise NotSupportedError(msg)
-    return graphs
+    return CudaGraphs() if given is True else given
 
 
 def _kind(leaf: Any, device: torch.device) -> Any:

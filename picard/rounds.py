@@ -44,17 +44,22 @@ def _run_whole(setup: Setup, functions: Functions, window: Window, rounds: int) 
     window.draw(rounds * window.nodes)
     given = Given.of(setup.problem, setup.tables, window.ring, functions.form)
     asks = window.asks or asks_of(functions.form, given, state, send(window.limit, state.begin))
-    steps, found = list[Whole](), list[tuple[Asks, int]]()
+    steps, rows, following = list[Whole](), list[int](), list[Asks | None]()
     for _ in range(rounds):
-        rows = rows_of(asks.nodes, asked)
+        rows.append(rows_of(asks.nodes, asked))
         value, diffusion = _ask(setup, functions.form, window, asks, asked)
         step, asks = functions.whole(given, state, asks.limit, value, diffusion, most=setup.window)
         steps.append(step)
-        found.append((asks, rows))
+        following.append(asks)
         state, asked = step.state, None  # how many of them count is not known here
-    read = [steps[0].read.tolist()] if rounds == 1 else torch.stack([step.read for step in steps]).tolist()  # the wait
-    together = zip(steps, read, found, strict=True)
-    return [Outcome.of(None, step, numbers, rows, after) for step, numbers, (after, rows) in together]
+    return _outcomes(steps, rows, following)
+
+
+def _outcomes(steps: list[Whole], rows: list[int], following: list[Asks | None]) -> list[Outcome]:
+    """Wait for what rounds have found, and put it together with the rows they evaluated and what is asked next."""
+    read = [steps[0].read.tolist()] if len(steps) == 1 else torch.stack([step.read for step in steps]).tolist()
+    together = zip(steps, read, rows, following, strict=True)
+    return [Outcome.of(None, step, numbers, count, after) for step, numbers, count, after in together]
 
 
 def _ask(
@@ -86,12 +91,8 @@ def _run_captured(setup: Setup, functions: Functions, window: Window, rounds: in
         window.captured = _captured(setup, functions, window)
     captured = window.captured
     steps = [captured.apply() for _ in range(rounds)]
-    read = [steps[0].read.tolist()] if rounds == 1 else torch.stack([step.read for step in steps]).tolist()  # the wait
     _, asks = captured.carried
-    following = [None] * (rounds - 1) + [asks]
-    rows = asks.nodes.numel()
-    together = zip(steps, read, following, strict=True)
-    return [Outcome.of(None, step, numbers, rows, after) for step, numbers, after in together]
+    return _outcomes(steps, [asks.nodes.numel()] * rounds, [*[None] * (rounds - 1), asks])
 
 
 def _captured(setup: Setup, functions: Functions, window: Window) -> Captured:

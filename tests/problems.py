@@ -150,3 +150,16 @@ class Counted:
         """Count, then call."""
         self.rows.append(len(first))
         return self.function(first, second, **cond)
+
+
+def solve_failing(*, throw: bool, **options: Any) -> picard.Solution:
+    """Solve for two samples, of which one's field ends to be finite at time 1; the other goes on if nobody throws."""
+
+    def drift(t: Tensor, x: Tensor) -> Tensor:
+        return torch.where((t[:, None] > 1) & (x < 0), torch.nan, -x)
+
+    problem = picard.ODE(drift, torch.tensor([[1.0], [-1.0]], dtype=F64))
+    try:
+        return picard.solve(problem, times(40), method="euler", window=8, guess="hold", throw=throw, **options)
+    except picard.NonFiniteError as error:
+        return error.solution

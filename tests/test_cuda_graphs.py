@@ -18,7 +18,7 @@ from picard.adapters import diffusers, parallelize
 from picard.graphs import fingerprint
 from picard.progress import RoundInfo
 from tests.compiled_solves import CASES
-from tests.problems import F64, Counted, diffusion, network, pendulum, start, times
+from tests.problems import F64, Counted, diffusion, network, pendulum, solve_failing, start, times
 from tests.tape import recorded
 from tests.test_policies import build, scheduler
 from tests.test_sync import AHEAD
@@ -237,20 +237,8 @@ def test_rounds_are_not_exceeded(count: int, most: int) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("throw", [True, False])
 def test_a_failing_model_is_named_as_ever(throw: bool, count: int) -> None:
-    """One sample's field ends to be finite at time 1; the other goes on if nobody throws."""
-
-    def drift(t: Tensor, x: Tensor) -> Tensor:
-        return torch.where((t[:, None] > 1) & (x < 0), torch.nan, -x)
-
-    problem, grid = picard.ODE(drift, torch.tensor([[1.0], [-1.0]], dtype=F64)), times(40)
-
-    def solve(**options: Any) -> picard.Solution:
-        try:
-            return picard.solve(problem, grid, method="euler", window=8, guess="hold", throw=throw, **options)
-        except picard.NonFiniteError as error:
-            return error.solution
-
-    plain, captured = solve(), solve(cuda_graph=True, sync_every=count)
+    plain = solve_failing(throw=throw)
+    captured = solve_failing(throw=throw, cuda_graph=True, sync_every=count)
     assert captured.status == plain.status
     assert picard.Status.NON_FINITE in plain.status
     assert captured.converged == plain.converged

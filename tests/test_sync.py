@@ -12,7 +12,18 @@ import picard
 from picard.convert import Prediction
 from picard.progress import RoundInfo
 from tests.compiled_solves import CASES
-from tests.problems import F64, PREDICTIONS, SCHEDULES, Counted, diffusion, network, pendulum, start, times
+from tests.problems import (
+    F64,
+    PREDICTIONS,
+    SCHEDULES,
+    Counted,
+    diffusion,
+    network,
+    pendulum,
+    solve_failing,
+    start,
+    times,
+)
 
 AHEAD = [name for name in CASES if name != "polynomial"]
 each_count = pytest.mark.parametrize("count", [2, 3, 7])
@@ -72,20 +83,7 @@ def test_rounds_are_not_exceeded() -> None:
 
 @pytest.mark.parametrize("throw", [True, False])
 def test_a_failing_model_is_named_as_ever(throw: bool) -> None:
-    """One sample's field ends to be finite at time 1; the other goes on if nobody throws."""
-
-    def drift(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return torch.where((t[:, None] > 1) & (x < 0), torch.nan, -x)
-
-    problem, grid = picard.ODE(drift, torch.tensor([[1.0], [-1.0]], dtype=F64)), times(40)
-
-    def solve(**options: Any) -> picard.Solution:
-        try:
-            return picard.solve(problem, grid, method="euler", window=8, guess="hold", throw=throw, **options)
-        except picard.NonFiniteError as error:
-            return error.solution
-
-    plain, ahead = solve(), solve(sync_every=3)
+    plain, ahead = solve_failing(throw=throw), solve_failing(throw=throw, sync_every=3)
     assert ahead.status == plain.status
     assert picard.Status.NON_FINITE in plain.status
     assert ahead.converged == plain.converged
