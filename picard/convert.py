@@ -72,5 +72,5 @@ class FromPrediction:
         if self.prediction == "epsilon":
             return (x - sigma * output) / alpha
         if self.prediction == "v_prediction":
-            return alpha * x - sigma * output
+            return (alpha * x - sigma * output) / (alpha**2 + sigma**2)
         return (x - sigma * output) / (alpha + sigma)

@@ -99,6 +99,17 @@ def test_predictions(prediction: Prediction, schedule: str) -> None:
         check((diffusion(SCHEDULES[schedule], prediction), grid, method), ulps=1000, few=schedule != "cosine")
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_exact_networks_sample_the_same_whatever_they_predict(prediction: Prediction, schedule: str) -> None:
+    grid = STEPS if schedule != "flow" else torch.linspace(0.98, 0.02, STEPS, dtype=torch.float64)
+    given, data = (
+        picard.sequential(diffusion(SCHEDULES[schedule], kind), grid, method="ddim").final
+        for kind in (prediction, "sample")
+    )
+    torch.testing.assert_close(given, data, rtol=1e-9, atol=1e-9)
+
+
 @each
 @pytest.mark.parametrize("guess", ["hold", "copy"])
 @pytest.mark.parametrize("linearization", ["secant", "frozen", "identity"])
