@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from picard.conditioning import map_tensors
 from picard.convert import FromPrediction, Prediction
 from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
+from picard.number import number, one_number
 from picard.schedule import Schedule
 from picard.shapes import Float
 
@@ -23,9 +25,12 @@ class Guidance:
     """Classifier-free guidance (Ho and Salimans, 2022), computed as one doubled batch.
 
     Attributes:
-        scale: guidance scale w; the output is `uncond + w * (cond - uncond)`.
+        scale: guidance scale w, one for all samples; the output is `uncond + w * (cond - uncond)`.
         uncond: conditioning of the unconditional half, named and shaped as the problem's `cond`.
         rescale: share of the rescaling that keeps the conditional output's standard deviation (Lin et al., 2024, 3.4).
+
+    Raises:
+        InvalidProblemError: if the scale is not one number or `rescale` is not a share.
     """
 
     scale: float
@@ -33,8 +38,14 @@ class Guidance:
     rescale: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the share."""
-        if not 0 <= self.rescale <= 1:
+        """Check the numbers."""
+        if not one_number(self.scale):
+            msg = (
+                f"guidance scale must be one number; given {describe(self.scale)}: write e.g. Guidance(3.0, uncond), "
+                "or, for a scale a sample, combine both outputs in the model and pass the scales in cond"
+            )
+            raise InvalidProblemError(msg)
+        if not 0 <= number("rescale", self.rescale, "rescale=0.7") <= 1:
             msg = f"guidance rescale must be between 0 and 1; given {self.rescale}"
             raise InvalidProblemError(msg)
 
@@ -65,7 +76,7 @@ class DynamicThreshold:
 
     def __post_init__(self) -> None:
         """Check the quantile."""
-        if not 0 <= self.ratio <= 1:
+        if not 0 <= number("ratio", self.ratio, "ratio=0.995") <= 1:
             msg = f"ratio must be a quantile between 0 and 1; given {self.ratio:g}: write 0.995 for 99.5 percent"
             raise InvalidProblemError(msg)
 
@@ -110,11 +121,27 @@ class Denoiser:
                 f"the schedule must be a picard.Schedule; given {describe(self.schedule)}: write e.g. Schedule.linear()"
             )
             raise InvalidProblemError(msg)
+        if not isinstance(getattr(self.schedule, "discrete", None), bool):
+            msg = (
+                "a schedule must say whether the model's time is an integer; "
+                f"{type(self.schedule).__name__} does not: write discrete = False (or True) in the class"
+            )
+            raise InvalidProblemError(msg)
         if self.prediction not in _PREDICTIONS:
             msg = f"unknown prediction {self.prediction!r}: {close_match(str(self.prediction), _PREDICTIONS)}"
             raise InvalidProblemError(msg)
-        if not callable(self.clip) and self.clip is not None and not self.clip > 0:
-            msg = f"clip must be positive, a function of the data prediction, or None; given {describe(self.clip)}"
+        bound = one_number(self.clip) and self.clip > 0  # type: ignore[operator]  # it is a number
+        if self.clip is not None and not bound and (isinstance(self.clip, type) or not callable(self.clip)):
+            msg = (
+                "clip must be positive, a function of the data prediction, or None; given "
+                f"{describe(self.clip)}: write e.g. clip=1.0 or clip=DynamicThreshold()"
+            )
+            raise InvalidProblemError(msg)
+        if not isinstance(self.guidance, (Guidance, NoneType)):
+            msg = (
+                f"guidance must be a Guidance or None; given {describe(self.guidance)}: "
+                "write Guidance(scale, uncond=dict(label=none))"
+            )
             raise InvalidProblemError(msg)
 
     def check(self, alpha: Tensor) -> None:
@@ -153,11 +180,14 @@ class Denoiser:
 
     def _call(self, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
         output: object = self.model(x, t, **cond)
-        if not isinstance(output, Tensor) or output.shape != x.shape or output.device != x.device:
+        fits = isinstance(output, Tensor) and output.shape == x.shape and output.device == x.device
+        if not isinstance(output, Tensor) or not fits or output.is_complex():
+            fix = "unpack outputs such as `.sample`, and drop learned variance channels, in a small wrapper"
+            if isinstance(output, Tensor) and output.shape[1:] == x.shape[1:] and len(output) != len(x):
+                fix = "pass what has one row a sample in cond, as tensors, which are repeated for the rows of a call"
             msg = (
-                f"the model must return a tensor shaped and placed as its input, {describe(x)}; "
-                f"it returned {describe(output)}: unpack outputs such as `.sample`, "
-                "and drop learned variance channels, in a small wrapper"
+                f"the model must return a real tensor shaped and placed as its input, {describe(x)}; "
+                f"it returned {describe(output)}: {fix}"
             )
             raise InvalidProblemError(msg)
         return output

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,9 +82,19 @@ class Diffusion(Problem):
     def points(self, grid: Any) -> Levels:
         """List the noise levels of a number of steps, or of given timesteps."""
         if not isinstance(grid, (int, Tensor)) or isinstance(grid, bool):
-            msg = f"a diffusion model's grid must be a number of steps or a tensor of timesteps; given {describe(grid)}"
+            fix = "torch.as_tensor(grid)" if isinstance(grid, (list, tuple, range, np.ndarray)) else "e.g. 50"
+            msg = (
+                "a diffusion model's grid must be a number of steps or a tensor of timesteps; "
+                f"given {describe(grid)}: write {fix}"
+            )
             raise InvalidGridError(msg)
-        levels = self.denoiser.schedule.levels(grid)
+        levels: object = self.denoiser.schedule.levels(grid)
+        if not isinstance(levels, Levels):
+            msg = (
+                f"a schedule's `levels` must return a picard.Levels; it returned {describe(levels)}: "
+                "write picard.Levels(timesteps, alpha, sigma)"
+            )
+            raise InvalidProblemError(msg)
         self.denoiser.check(levels.alpha[:-1])
         return levels
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,6 +96,9 @@ def describe(value: object) -> str:
     """Describe a value for a message: shapes and dtypes of tensors, never their numbers."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    if any(isinstance(item, torch.Tensor) for item in inside):
+        return f"a {type(value).__name__} of tensors"
     text = repr(value)
     return f"{text} ({type(value).__name__})" if len(text) <= _MOST else f"a {type(value).__name__}"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from picard.device import fetch
-from picard.errors import InvalidGridError, describe
+from picard.errors import InvalidGridError, InvalidProblemError, describe
 
 NoiseKind = Literal["none", "additive", "multiplicative"]
 
@@ -38,12 +38,28 @@ class Levels:
         sigma: noise scale at every grid point, shape (steps + 1,), float64, decreasing relative to `alpha`.
         straight: whether the path is the straight line of flow matching, alpha = 1 - sigma, whose natural time is
             `sigma` itself; otherwise the natural time is `sigma / alpha`.
+
+    Raises:
+        InvalidProblemError: if a tensor has another shape or dtype.
     """
 
     timesteps: Tensor
     alpha: Tensor
     sigma: Tensor
     straight: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the forms."""
+        steps = len(self.timesteps) if isinstance(self.timesteps, Tensor) and self.timesteps.ndim else 0
+        for name, shape in (("timesteps", (steps,)), ("alpha", (steps + 1,)), ("sigma", (steps + 1,))):
+            value = getattr(self, name)
+            if not steps or not isinstance(value, Tensor) or value.shape != shape or value.dtype != torch.float64:
+                msg = (
+                    "Levels must hold float64 tensors: one timestep a step, and one alpha and one sigma more than "
+                    f"there are steps; given {describe(value)} for {name} of {steps} steps: "
+                    "write .double(), and the level after the last step, too"
+                )
+                raise InvalidProblemError(msg)
 
     @property
     def steps(self) -> int:

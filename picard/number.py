@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -33,13 +33,23 @@ def check_count(name: str, value: Any, otherwise: str = "") -> int:
     return count
 
 
-def number(name: str, value: object) -> float:
+def one_number(value: object) -> TypeGuard[Real | Tensor]:
+    """Say whether something stands for one real number."""
+    return isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex())
+
+
+def number(name: str, value: object, write: str = "") -> float:
     """Turn what stands for one number into that.
+
+    Args:
+        name: what it is called.
+        value: the number.
+        write: an example for the message; 1e-3 if not given.
 
     Raises:
         InvalidProblemError: if it is none.
     """
-    if isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()):
+    if one_number(value):
         return float(value)
-    msg = f"{name} must be one number; given {describe(value)}: write e.g. {name}=1e-3"
+    msg = f"{name} must be one number; given {describe(value)}: write e.g. {write or f'{name}=1e-3'}"
     raise InvalidProblemError(msg)

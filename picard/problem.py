@@ -119,10 +119,10 @@ class Problem(ABC):
         return self.cond
 
 
-def check_callable(name: str, value: object) -> None:
+def check_callable(name: str, value: object, call: str = "") -> None:
     """Check that a function can be called."""
     if not callable(value):
-        msg = f"{name} must be callable as {name}(t, x, **cond); given {describe(value)}"
+        msg = f"{name} must be callable as {call or f'{name}(t, x, **cond)'}; given {describe(value)}"
         raise InvalidProblemError(msg)
 
 
@@ -143,6 +143,9 @@ def check_state(name: str, x: object) -> None:
 
 def floating(name: str, x: object) -> str:
     """Say how to make a floating tensor of something, nothing if it is one."""
+    if isinstance(x, (Mapping, tuple)) and describe(x).endswith("of tensors"):
+        parts = f"{name}.values()" if isinstance(x, Mapping) else name
+        return f"torch.cat([part.flatten(1) for part in {parts}], 1), and take the parts apart in the function"
     if not isinstance(x, Tensor):
         return f"torch.as_tensor({name}, dtype=torch.float32)"
     return "" if x.is_floating_point() or x.is_complex() else f"{name}.float() for integers"

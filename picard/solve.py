@@ -25,7 +25,7 @@ from picard.linearize import Linearization, resolve_linearization
 from picard.number import check_count
 from picard.plan import Integrator
 from picard.prepare import prepare
-from picard.problem import Problem
+from picard.problem import Problem, check_callable
 from picard.progress import Callback, Progress
 from picard.run import Run
 from picard.sde import SDE
@@ -117,6 +117,8 @@ def solve(
         NotConvergedError: if `max_rounds` is reached; carries the solution so far.
     """
     started = time.perf_counter()
+    if callback is not None:
+        check_callable("callback", callback, "callback(info)")
     nodes, most = (
         None if given is None or given == "auto" else check_count(name, given, ', "auto" or None')
         for name, given in (("window", window), ("max_rows", max_rows))

@@ -131,6 +131,8 @@ CASES: dict[str, Refusal] = {
     "nan start": (lambda: picard.ODE(lambda t, x: x, X * NAN), InvalidProblemError, ["finite", "6 non-finite"]),
     "nan start of sampling": (lambda: diffusion_from(X / 0), InvalidProblemError, ["x_T", "finite"]),
     "no batch of sampling": (lambda: diffusion_from(X[0]), InvalidProblemError, ["x_T[None]"]),
+    "parts of a start": (lambda: diffusion_from((X, X)), InvalidProblemError, ["a tuple of tensors", "part in x_T]"]),  # type: ignore[arg-type]
+    "named parts": (lambda: diffusion_from({"a": X}), InvalidProblemError, ["a dict of tensors", "x_T.values()]"]),  # type: ignore[arg-type]
     # the drift
     "other shape": (drifting(lambda x: x[:, :2]), InvalidProblemError, ["what it is given", ", 3)", ", 2)"]),
     "other dtype": (drifting(lambda x: x.float()), InvalidProblemError, ["float64", "float32", "write .to(x.dtype)"]),
@@ -255,6 +257,7 @@ CASES: dict[str, Refusal] = {
     "window of another type": (optioned(window=2.5), InvalidProblemError, ["integer", "2.5 (float)"]),
     "window as a flag": (optioned(window=True), InvalidProblemError, ["integer", "True (bool)"]),
     "max_rows": (optioned(max_rows=0), InvalidProblemError, ["max_rows", "at least 1"]),
+    "callback": (optioned(callback=3), InvalidProblemError, ["callable as callback(info)", "3 (int)"]),
     "max_rounds": (optioned(max_rounds=0), InvalidProblemError, ["max_rounds", "at least 1"]),
     "misspelt option": (optioned(windw=3), TypeError, ["windw"]),
     "misspelt option of sequential": (

@@ -56,6 +56,33 @@ def guided(guidance: Guidance, **cond: Any) -> Diffusion:
     return Diffusion(made, start(2, 3), cond=cond)
 
 
+class Timeless(Schedule):
+    """A schedule that does not say what the model's time is."""
+
+    def levels(self, grid: int | Tensor) -> picard.Levels:
+        raise NotImplementedError
+
+
+class Own(Schedule):
+    """A schedule of the user's, with mistakes."""
+
+    discrete = False
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+    def levels(self, grid: int | Tensor) -> picard.Levels:
+        made: picard.Levels = self.make()
+        return made
+
+
+def scheduled(make: Callable[[], Any]) -> Make:
+    """Sample over levels of the user's own."""
+    made = Denoiser(network(LINEAR, "sample"), Own(make), prediction="sample")
+    return lambda: solve(Diffusion(made, start(2, 3)), 5, method="ddim")
+
+
+ONES = torch.ones(6, dtype=F64)
 CASES: dict[str, Refusal] = {
     # schedules
     "above one": (trained([1.1, 0.5]), InvalidProblemError, ["(0, 1]", "0.5 to 1.1", "cumprod"]),
@@ -80,16 +107,31 @@ CASES: dict[str, Refusal] = {
     "schedule": (denoiser(schedule="linear"), InvalidProblemError, ["picard.Schedule", "Schedule.linear()"]),
     "percent": (lambda: picard.DynamicThreshold(99.5), InvalidProblemError, ["between 0 and 1", "given 99.5"]),
     "clip": (denoiser(clip=-1.0), InvalidProblemError, ["clip must be positive", "-1.0"]),
+    "clip's word": (denoiser(clip="1"), InvalidProblemError, ["clip must be positive", "'1' (str)", "clip=1.0"]),
+    "clip's pair": (denoiser(clip=(-1.0, 1.0)), InvalidProblemError, ["(-1.0, 1.0) (tuple)", "DynamicThreshold()"]),
+    "clip's vector": (denoiser(clip=torch.ones(3)), InvalidProblemError, ["clip must be positive", "(3,)"]),
+    "clip's class": (denoiser(clip=picard.DynamicThreshold), InvalidProblemError, ["write e.g.", "DynamicThreshold()"]),
+    "a word of percent": (lambda: picard.DynamicThreshold("a"), InvalidProblemError, ["one number", "ratio=0.995"]),  # type: ignore[arg-type]
     "misspelt option": (denoiser(predictions="sample"), TypeError, ["predictions"]),
     "no denoiser": (lambda: Diffusion(3, start(2, 3)), InvalidProblemError, ["Denoiser(model, schedule)"]),  # type: ignore[arg-type]
     "network's shape": (answering(lambda x: torch.cat([x, x], 1)), InvalidProblemError, [", 3)", ", 6)", "variance"]),
-    "network's object": (answering(lambda x: {"sample": x}), InvalidProblemError, ["dict", "`.sample`"]),
-    "network's numbers": (answering(lambda x: {"sample": x.new_zeros(99)}), InvalidProblemError, ["returned a dict:"]),
+    "network's object": (
+        answering(lambda x: {"sample": x}),
+        InvalidProblemError,
+        ["returned a dict of tensors:", "`.sample`"],
+    ),
+    "network's numbers": (
+        answering(lambda x: {"sample": x.new_zeros(99)}),
+        InvalidProblemError,
+        ["returned a dict of tensors:"],
+    ),
     "network's device": (
         answering(lambda x: x.to("meta"), prediction="epsilon"),
         InvalidProblemError,
         ["on cpu", "on meta"],
     ),
+    "network's complex numbers": (answering(lambda x: x + 0j), InvalidProblemError, ["a real tensor", "complex128"]),
+    "rows of samples": (answering(lambda x: torch.ones(2, 3, dtype=F64)), InvalidProblemError, ["in cond, as tensors"]),
     "epsilon of pure noise": (
         lambda: solve(diffusion(FLOW, "epsilon"), 5, method="ddim"),
         NotSupportedError,
@@ -101,6 +143,14 @@ CASES: dict[str, Refusal] = {
         InvalidProblemError,
         ["['lable']", "['label']"],
     ),
+    "a scale a sample": (
+        lambda: Guidance(torch.ones(3)),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["one number", "(3,)", "scales in cond"],
+    ),
+    "scale's word": (lambda: Guidance("3"), InvalidProblemError, ["guidance scale must be one number", "Guidance(3.0"]),  # type: ignore[arg-type]
+    "rescale's word": (lambda: Guidance(2.0, rescale="a"), InvalidProblemError, ["one number", "rescale=0.7"]),  # type: ignore[arg-type]
+    "guidance of a number": (denoiser(guidance=3.0), InvalidProblemError, ["3.0 (float)", "Guidance(scale, uncond"]),
     "rescale": (lambda: Guidance(2.0, rescale=1.5), InvalidProblemError, ["between 0 and 1", "1.5"]),
     "uncond's shape": (
         answering(lambda x: x, guidance=Guidance(2.0, {"label": torch.zeros(2, 4)})),
@@ -133,13 +183,39 @@ CASES: dict[str, Refusal] = {
         InvalidProblemError,
         ["more[1]['a']", "one row a sample"],
     ),
+    # schedules of the user's own
+    "own levels": (
+        scheduled(lambda: (ONES, ONES)),
+        InvalidProblemError,
+        ["a tuple of tensors", "picard.Levels("],
+    ),
+    "own dtype": (
+        scheduled(lambda: picard.Levels(ONES[1:].float(), ONES, ONES)),
+        InvalidProblemError,
+        ["float64", "float32", "for timesteps of 5 steps", ".double()"],
+    ),
+    "no last level": (
+        scheduled(lambda: picard.Levels(ONES[1:], ONES, ONES[1:])),
+        InvalidProblemError,
+        ["(5,)", "for sigma of 5 steps", "level after the last step"],
+    ),
+    "lists of levels": (
+        scheduled(lambda: picard.Levels([1.0], [1.0, 1.0], [1.0, 0.0])),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["Levels must hold float64 tensors", "(list) for timesteps"],
+    ),
+    "a schedule of unknown time": (
+        denoiser(schedule=Timeless()),
+        InvalidProblemError,
+        ["Timeless", "discrete = False"],
+    ),
     # steps
     "too many steps": (sampled(1001), InvalidGridError, ["between 1 and the 1000 training steps", "1001"]),
     "no steps": (sampled(0), InvalidGridError, ["between 1 and", "0"]),
     "no sigma steps": (sampled(0, KARRAS), InvalidGridError, ["at least 1"]),
     "a flag": (sampled(True), InvalidGridError, ["number of steps", "True (bool)"]),
-    "a float": (sampled(50.0), InvalidGridError, ["number of steps", "50.0 (float)"]),
-    "a list": (sampled([900, 500, 100]), InvalidGridError, ["tensor of timesteps", "list"]),
+    "a float": (sampled(50.0), InvalidGridError, ["number of steps", "50.0 (float)", "write e.g. 50"]),
+    "a list": (sampled([900, 500, 100]), InvalidGridError, ["tensor of timesteps", "list", "torch.as_tensor(grid)"]),
     "increasing timesteps": (sampled(torch.tensor([1, 5, 9])), InvalidGridError, ["decrease strictly", "t.flip(0)"]),
     "repeated timesteps": (sampled(torch.tensor([9, 5, 5])), InvalidGridError, ["decrease strictly", "unique"]),
     "timesteps beyond": (sampled(torch.tensor([1000, 5])), InvalidGridError, ["whole training steps within [0, 1000)"]),
