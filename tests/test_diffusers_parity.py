@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import picard
 from picard.grid import Levels
 from picard.integrators import DDIM, DDPM, DPMSolver, Euler, Heun
 from picard.plan import Integrator
@@ -137,6 +138,15 @@ def test_ddim(build: Any, schedule: str, steps: int, eta: float, options: dict[s
     scheduler = build("DDIMScheduler", schedule, noise=xi, clip_sample=False, **options)
     scheduler.set_timesteps(steps)
     assert_same(ours(DDIM(eta), levels_of(scheduler, schedule), x, xi), theirs(scheduler, x, eta=eta))
+
+
+def test_ddim_takes_the_noise_that_remains_beside_clipped_data(build: Any) -> None:
+    x, xi = draw(20)
+    scheduler = build("DDIMScheduler", "linear", noise=xi, clip_sample=True, clip_sample_range=0.8)
+    scheduler.set_timesteps(20)
+    denoiser = picard.Denoiser(lambda x, t: network(x, t[0]), SCHEDULES["linear"], clip=0.8)
+    mine = picard.sequential(picard.Diffusion(denoiser, x), 20, method="ddim").final
+    assert_same(mine, theirs(scheduler, x, use_clipped_model_output=True))
 
 
 @every_schedule
