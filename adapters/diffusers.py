@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from picard.errors import NotSupportedError
+from picard.number import check_count, check_flags
 from picard.permodel import PerModel
 from picard.plan import Plan
 from picard.problem import check_callable, check_cond, check_state
@@ -89,12 +90,17 @@ def sample(
         NotSupportedError: if the scheduler cannot be traced.
         PicardError: as `picard.solve`.
     """
-    check_callable("model", model)
+    check_callable("model", model, "x, t, **cond")
     check_state("latents", latents)
-    course = Course.of(scheduler, num_inference_steps, sort_options(scheduler, scheduler_options or {}))
+    check_flags(parallel=parallel)
+    given = check_cond({} if scheduler_options is None else scheduler_options, "scheduler_options")
+    if num_inference_steps is not None:  # then a grid of the caller's own says it
+        check_count("num_inference_steps", num_inference_steps)
+    course = Course.of(scheduler, num_inference_steps, sort_options(scheduler, given))
     found = _again(scheduler, course)
     noise = draw_noise(course, found, latents, generator)
-    problem = Scheduled(model, found, latents * found.init_noise_sigma, noise=noise, cond=check_cond(cond or {}))
+    cond = check_cond({} if cond is None else cond)
+    problem = Scheduled(model, found, latents * found.init_noise_sigma, noise=noise, cond=cond)
     run = solve if parallel else sequential
     solution = run(problem, found.plan_.nodes, method=problem.method, **solve_options)
     return problem.unscaled(solution)

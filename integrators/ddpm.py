@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from picard.errors import InvalidProblemError, close_match
+from picard.errors import check_choice
 from picard.grid import Levels, Times
 from picard.plan import Plan
 
@@ -35,9 +35,7 @@ class DDPM:
 
     def __post_init__(self) -> None:
         """Check the variance."""
-        if self.variance not in get_args(Variance):
-            msg = f"unknown variance {self.variance!r}: {close_match(str(self.variance), get_args(Variance))}"
-            raise InvalidProblemError(msg)
+        check_choice("variance", self.variance, get_args(Variance))
 
     def plan(self, points: Times | Levels) -> Plan:
         """Write the method on these points as a plan."""

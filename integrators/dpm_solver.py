@@ -9,8 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from picard.errors import InvalidProblemError, close_match
+from picard.errors import InvalidProblemError, check_choice, describe
 from picard.grid import Levels, Times
+from picard.number import check_flags, whole
 from picard.plan import Plan
 
 from .transition import diffusion_plan, require_levels, transition
@@ -64,14 +65,14 @@ class DPMSolver:
 
     def __post_init__(self) -> None:
         """Check the options."""
-        if self.order not in (1, 2, 3):
-            msg = f"order must be 1, 2 or 3; given {self.order!r}: write DPMSolver(order=2)"
+        order = whole(self.order)
+        if order not in (1, 2, 3):
+            msg = f"order must be 1, 2 or 3; given {describe(self.order)}: write DPMSolver(order=2)"
             raise InvalidProblemError(msg)
+        object.__setattr__(self, "order", order)
         for name, kinds in (("algorithm", Algorithm), ("variant", Variant), ("solver_type", SolverType)):
-            value, known = getattr(self, name), get_args(kinds)
-            if value not in known:
-                msg = f"unknown {name} {value!r}: {close_match(str(value), known)}"
-                raise InvalidProblemError(msg)
+            check_choice(name, getattr(self, name), get_args(kinds))
+        check_flags(lower_order_final=self.lower_order_final, euler_at_final=self.euler_at_final)
 
     def plan(self, points: Times | Levels) -> Plan:
         """Write the method on these points as a plan."""

@@ -9,6 +9,7 @@ import torch
 
 from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.grid import Levels, Times
+from picard.number import number
 from picard.plan import Plan
 
 from .karras import euler_plan, heun_plan
@@ -33,6 +34,13 @@ class Tableau:
 
     def __post_init__(self) -> None:
         """Check that the method is explicit and consistent."""
+        sequences = all(isinstance(part, (tuple, list)) for part in (self.A, self.b, self.c))
+        if not sequences or not all(isinstance(row, (tuple, list)) for row in self.A):
+            msg = f"a tableau must be made of tuples of numbers; given {describe(self)}"
+            raise InvalidProblemError(msg)
+        for name, row in (("b", self.b), ("c", self.c), *(("A", row) for row in self.A)):
+            for entry in row:
+                number(f"an entry of {name}", entry)
         if not len(self.A) == len(self.b) == len(self.c) > 0 or any(len(row) != j for j, row in enumerate(self.A)):
             msg = (
                 "a tableau must have one row of A, one b and one c a stage, and the row of stage j (from 0) j entries; "
@@ -68,10 +76,19 @@ class RungeKutta:
 
     tableau: Tableau
 
+    def __post_init__(self) -> None:
+        """Check the type."""
+        if not isinstance(self.tableau, Tableau):
+            msg = f"RungeKutta needs a Tableau; given {describe(self.tableau)}: write RungeKutta(Tableau(A, b, c))"
+            raise InvalidProblemError(msg)
+
     def plan(self, points: Times | Levels) -> Plan:
         """Write the method on these points as a plan."""
         if isinstance(points, Levels):
             return self._plan_levels(points)
+        if not isinstance(points, Times):
+            msg = f"a method plans on picard.Times or Levels; given {describe(points)}: write Times(grid)"
+            raise InvalidProblemError(msg)
         stages = self.tableau.stages
         if points.noise == "multiplicative" and stages > 1:
             msg = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from picard import distributed, presets
 from picard.certificate import LawCertificate, PathCertificate
-from picard.denoiser import Denoiser, DynamicThreshold, Guidance
+from picard.denoiser import Denoiser, DynamicThreshold
 from picard.diffusion import Diffusion
 from picard.errors import (
     DistributedError,
@@ -23,6 +23,7 @@ from picard.errors import (
 from picard.expected import Expected
 from picard.graphs import CudaGraphs
 from picard.grid import Levels, Times
+from picard.guidance import Guidance
 from picard.noise import Noise
 from picard.ode import ODE
 from picard.odeint import odeint

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from picard.device import fetch
 from picard.errors import InvalidProblemError
+from picard.number import number
 from picard.plan import Plan
 from picard.shapes import Float
 
@@ -97,9 +98,9 @@ class PathCertificate:
         Raises:
             InvalidProblemError: if the constant is negative.
         """
-        constant = self.lipschitz_estimate if lipschitz is None else lipschitz
-        if not constant >= 0:
-            msg = f"a Lipschitz constant must not be negative; given {constant}"
+        constant = self.lipschitz_estimate if lipschitz is None else number("lipschitz", lipschitz)
+        if not 0 <= constant < math.inf:
+            msg = f"a Lipschitz constant must be finite and not negative; given {constant:g}"
             raise InvalidProblemError(msg)
         weights = (self.plan.a.abs() + constant * self.plan.b.abs()).tolist()
         defect = fetch(self.defect)

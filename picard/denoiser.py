@@ -2,61 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from picard.conditioning import map_tensors
 from picard.convert import FromPrediction, Prediction
-from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
-from picard.number import number, one_number
+from picard.errors import InvalidProblemError, NotSupportedError, check_choice, describe
+from picard.guidance import Guidance
+from picard.number import keep_numbers, one_number
+from picard.problem import check_callable
 from picard.schedule import Schedule
 from picard.shapes import Float
 
 _PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow")
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance (Ho and Salimans, 2022), computed as one doubled batch.
-
-    Attributes:
-        scale: guidance scale w, one for all samples; the output is `uncond + w * (cond - uncond)`.
-        uncond: conditioning of the unconditional half, named and shaped as the problem's `cond`.
-        rescale: share of the rescaling that keeps the conditional output's standard deviation (Lin et al., 2024, 3.4).
-
-    Raises:
-        InvalidProblemError: if the scale is not one number or `rescale` is not a share.
-    """
-
-    scale: float
-    uncond: Mapping[str, Any] = field(default_factory=dict)
-    rescale: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if not one_number(self.scale):
-            msg = (
-                f"guidance scale must be one number; given {describe(self.scale)}: write e.g. Guidance(3.0, uncond), "
-                "or, for a scale a sample, combine both outputs in the model and pass the scales in cond"
-            )
-            raise InvalidProblemError(msg)
-        if not 0 <= number("rescale", self.rescale, "rescale=0.7") <= 1:
-            msg = f"guidance rescale must be between 0 and 1; given {self.rescale}"
-            raise InvalidProblemError(msg)
-
-    def combine(self, uncond: Tensor, cond: Tensor) -> Tensor:
-        """Combine the two halves of the network's output, each (rows, *state)."""
-        guided = uncond + self.scale * (cond - uncond)
-        if not self.rescale:
-            return guided
-        dims = tuple(range(1, cond.ndim))
-        matched = guided * (cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
-        return self.rescale * matched + (1 - self.rescale) * guided
 
 
 @dataclass(frozen=True)
@@ -75,8 +37,12 @@ class DynamicThreshold:
     most: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the quantile."""
-        if not 0 <= number("ratio", self.ratio, "ratio=0.995") <= 1:
+        """Check the quantile and the threshold."""
+        keep_numbers(self, "ratio", "most")
+        if math.isnan(self.most):
+            msg = "most must be a number, the largest threshold; given nan: write e.g. most=1.0"
+            raise InvalidProblemError(msg)
+        if not 0 <= self.ratio <= 1:
             msg = f"ratio must be a quantile between 0 and 1; given {self.ratio:g}: write 0.995 for 99.5 percent"
             raise InvalidProblemError(msg)
 
@@ -113,9 +79,7 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        if not callable(self.model):
-            msg = f"the model must be callable as model(x, t, **cond); given {describe(self.model)}"
-            raise InvalidProblemError(msg)
+        check_callable("model", self.model, "x, t, **cond")
         if not isinstance(self.schedule, Schedule):
             msg = (
                 f"the schedule must be a picard.Schedule; given {describe(self.schedule)}: write e.g. Schedule.linear()"
@@ -127,17 +91,17 @@ class Denoiser:
                 f"{type(self.schedule).__name__} does not: write discrete = False (or True) in the class"
             )
             raise InvalidProblemError(msg)
-        if self.prediction not in _PREDICTIONS:
-            msg = f"unknown prediction {self.prediction!r}: {close_match(str(self.prediction), _PREDICTIONS)}"
-            raise InvalidProblemError(msg)
-        bound = one_number(self.clip) and self.clip > 0  # type: ignore[operator]  # it is a number
+        check_choice("prediction", self.prediction, _PREDICTIONS)
+        bound = one_number(self.clip) and self.clip > 0
         if self.clip is not None and not bound and (isinstance(self.clip, type) or not callable(self.clip)):
             msg = (
                 "clip must be positive, a function of the data prediction, or None; given "
                 f"{describe(self.clip)}: write e.g. clip=1.0 or clip=DynamicThreshold()"
             )
             raise InvalidProblemError(msg)
-        if not isinstance(self.guidance, (Guidance, NoneType)):
+        if bound:
+            keep_numbers(self, "clip")
+        if self.guidance is not None and not isinstance(self.guidance, Guidance):
             msg = (
                 f"guidance must be a Guidance or None; given {describe(self.guidance)}: "
                 "write Guidance(scale, uncond=dict(label=none))"
@@ -181,62 +145,13 @@ class Denoiser:
     def _call(self, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
         output: object = self.model(x, t, **cond)
         fits = isinstance(output, Tensor) and output.shape == x.shape and output.device == x.device
-        if not isinstance(output, Tensor) or not fits or output.is_complex():
+        if not isinstance(output, Tensor) or not fits or not output.is_floating_point():
             fix = "unpack outputs such as `.sample`, and drop learned variance channels, in a small wrapper"
             if isinstance(output, Tensor) and output.shape[1:] == x.shape[1:] and len(output) != len(x):
                 fix = "pass what has one row a sample in cond, as tensors, which are repeated for the rows of a call"
             msg = (
-                f"the model must return a real tensor shaped and placed as its input, {describe(x)}; "
+                f"the model must return a floating tensor shaped and placed as its input, {describe(x)}; "
                 f"it returned {describe(output)}: {fix}"
             )
             raise InvalidProblemError(msg)
         return output
-
-
-def check_halves(name: str, uncond: Any, cond: Any, batch: int) -> None:
-    """Check that the two halves of guidance differ in rows of samples only: all else, one call gives to both.
-
-    Args:
-        name: the argument's, for the message.
-        uncond: its value in the unconditional half.
-        cond: its value in the conditional one.
-        batch: number of samples.
-
-    Raises:
-        InvalidProblemError: if they differ in something else.
-    """
-    if isinstance(cond, Mapping) and isinstance(uncond, Mapping) and cond.keys() == uncond.keys():
-        for key, value in cond.items():
-            check_halves(f"{name}[{key!r}]", uncond[key], value, batch)
-    elif isinstance(cond, (list, tuple)) and isinstance(uncond, (list, tuple)) and len(cond) == len(uncond):
-        for i, value in enumerate(cond):
-            check_halves(f"{name}[{i}]", uncond[i], value, batch)
-    elif isinstance(cond, Tensor) and isinstance(uncond, Tensor) and cond.shape == uncond.shape:
-        if (cond.ndim == 0 or len(cond) != batch) and uncond is not cond and not torch.equal(uncond, cond):
-            msg = (
-                f"guidance's uncond may differ from cond in tensors with one row a sample only; given "
-                f"{describe(uncond)} for {name} and {batch} samples: write value.expand({batch}, *value.shape) for both"
-            )
-            raise InvalidProblemError(msg)
-    elif isinstance(cond, (Tensor, Mapping, list, tuple)) or (uncond is not cond and uncond != cond):
-        msg = (
-            f"guidance's uncond must be shaped as cond, and differ in tensors only; given {describe(uncond)} for "
-            f"{name}, cond has {describe(cond)}: write a tensor with one row a sample, e.g. uncond.expand_as(cond)"
-        )
-        raise InvalidProblemError(msg)
-
-
-def double(uncond: Any, cond: Any, original: Any, batch: int) -> Any:
-    """Put the rows of the unconditional half before those of the conditional one.
-
-    Args:
-        uncond: repeated per row.
-        cond: repeated per row.
-        original: the same before it was repeated; tensors whose first dimension is the batch have rows.
-        batch: number of samples.
-    """
-
-    def both(one: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        return torch.cat([first, second]) if one.ndim and len(one) == batch else second
-
-    return map_tensors(original, both, uncond, cond)

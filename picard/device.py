@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from picard.errors import InvalidProblemError, describe
+
 
 def send(values: Tensor | NDArray[Any] | Sequence[int], like: Tensor) -> Tensor:
     """Copy indices to a tensor's device, without waiting for it where that is possible.
@@ -33,7 +35,19 @@ def on_host() -> AbstractContextManager[Any]:
 
 def fetch(values: Tensor) -> Tensor:
     """Copy numbers to the CPU, as float64; they are converted there, since not every device has that type."""
+    check_data("a tensor whose numbers are needed", values)
     return values.detach().cpu().double()
+
+
+def check_data(name: str, values: Tensor) -> None:
+    """Check that a tensor has numbers.
+
+    Raises:
+        InvalidProblemError: if it is on the meta device, where there are only shapes.
+    """
+    if values.is_meta:
+        msg = f"{name} must be on a device that holds numbers; given {describe(values)}: make it on the CPU or a GPU"
+        raise InvalidProblemError(msg)
 
 
 def take(source: Tensor, slots: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from picard.convert import FromPrediction
-from picard.denoiser import Denoiser, check_halves, double
+from picard.denoiser import Denoiser
 from picard.errors import InvalidGridError, InvalidProblemError, describe
 from picard.grid import Levels
+from picard.guidance import check_halves, double
 from picard.noise import Noise
 from picard.problem import Problem, check_cond, check_noise, check_state
 from picard.rows import Rows

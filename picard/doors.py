@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from picard.device import send
-from picard.errors import NotSupportedError, close_match
+from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
 from picard.shapes import Float
 from picard.solution import Solution, Status
 
@@ -18,16 +18,21 @@ SOLVER_OPTIONS: tuple[str, ...] = ("window", "max_rows", "max_rounds", "toleranc
 SOLVER_OPTIONS += ("callback", "progress", "throw")
 
 
-def check_options(given: Mapping[str, Any], known: Sequence[str], name: str) -> None:
-    """Refuse options that do not exist.
+def check_options(given: Mapping[str, Any] | None, known: Sequence[str], name: str) -> dict[str, Any]:
+    """Refuse options that do not exist, and copy the others.
 
     Raises:
         TypeError: with the name that was probably meant.
+        InvalidProblemError: if there are no names.
     """
-    for option in given:
+    if given is not None and not isinstance(given, Mapping):
+        msg = f'options of {name} must map names to values; given {describe(given)}: write options={{"window": 32}}'
+        raise InvalidProblemError(msg)
+    for option in given or ():
         if option not in known:
             msg = f"{name} has no option {option!r}: {close_match(str(option), known)}"
             raise TypeError(msg)
+    return dict(given or {})
 
 
 def check_constant(name: str, t: Tensor) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
+from picard.problem import check_callable
 from picard.stepped import Diffusion, Field
 
 _NOISE_TYPES = ("diagonal", "scalar", "additive", "general")
@@ -23,7 +24,7 @@ def types_of(sde: Any) -> tuple[str, str]:
     """
     for name, known in (("noise_type", _NOISE_TYPES), ("sde_type", _SDE_TYPES)):
         given = getattr(sde, name, None)
-        if given not in known:
+        if not isinstance(given, str) or given not in known:
             msg = f"sde.{name} must be one of {', '.join(known)}; given {given!r}: {close_match(str(given), known)}"
             raise InvalidProblemError(msg)
     return str(sde.noise_type), str(sde.sde_type)
@@ -49,6 +50,10 @@ def functions_of(sde: Any, names: Mapping[str, str]) -> tuple[Field, Diffusion]:
             'write them, or names={"drift": ..., "diffusion": ...}'
         )
         raise NotSupportedError(msg)
+
+    for name, function in (("f", drift), ("g", diffusion), ("f_and_g", both)):
+        if function is not None:
+            check_callable(f"sde.{name}", function, "t, y")
 
     def evaluate(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         first, second = both(t, y) if both is not None else (drift(t, y), diffusion(t, y))

@@ -103,6 +103,18 @@ def describe(value: object) -> str:
     return f"{text} ({type(value).__name__})" if len(text) <= _MOST else f"a {type(value).__name__}"
 
 
+def check_choice(name: str, value: object, known: Iterable[str]) -> None:
+    """Check that an option is one of some words.
+
+    Raises:
+        InvalidProblemError: with the word that was probably meant.
+    """
+    if not isinstance(value, str) or value not in known:
+        given = repr(value) if isinstance(value, str) else describe(value)
+        msg = f"unknown {name} {given}: {close_match(str(value), known)}"
+        raise InvalidProblemError(msg)
+
+
 def close_match(name: str, choices: Iterable[str]) -> str:
     """Say which name was probably meant, and list all of them."""
     known = sorted(choices)

@@ -110,7 +110,7 @@ def interpolate(ts: Tensor, ys: Tensor, t: Tensor, problem: object) -> Tensor:
         msg = f"interpolation needs at least two saved points; given {len(ts)}: solve with save='all'"
         raise InvalidGridError(msg)
     low, high = float(ts.amin()), float(ts.amax())
-    floating = isinstance(t, Tensor) and t.is_floating_point()
+    floating = isinstance(t, Tensor) and t.is_floating_point() and not t.is_meta
     if not floating or not bool(((t >= low) & (t <= high)).all()):
         msg = f"t must be a floating tensor of times within the saved points, {low:g} to {high:g}; given {describe(t)}"
         raise InvalidGridError(msg)

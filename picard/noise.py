@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from picard.device import fetch, send
+from picard.device import send
 from picard.errors import InvalidProblemError, NotSupportedError, describe
+from picard.grid import check_times
+from picard.number import check_count, check_samples
 from picard.philox import standard_normal
 from picard.shapes import Float
 
@@ -64,10 +66,8 @@ class Noise(ABC):
             factor: fine steps per coarse step.
             times: the fine grid; uniform if not given.
         """
-        if not isinstance(factor, Integral) or factor < 1:
-            msg = f"factor must be an integer of at least 1; given {describe(factor)}"
-            raise InvalidProblemError(msg)
-        return _CoarseNoise(self, int(factor), None if times is None else fetch(times))
+        fine = None if times is None else check_times(times, "the fine grid")
+        return _CoarseNoise(self, check_count("factor", factor), fine)
 
     @staticmethod
     def from_seed(seed: int | Sequence[int]) -> Noise:
@@ -84,7 +84,7 @@ class Noise(ABC):
         Raises:
             InvalidProblemError: if a seed is no such integer.
         """
-        given: Any = seed
+        given: Any = seed.tolist() if isinstance(seed, (Tensor, np.ndarray)) else seed
         single = isinstance(given, Integral)  # one of NumPy's, too
         seeds = [given] if single else list(given) if isinstance(given, Iterable) else []
         if not seeds or not all(
@@ -108,7 +108,7 @@ class Noise(ABC):
 
         if generator is None or isinstance(generator, Generator):
             return Noise.from_seed(seed(generator))
-        if not isinstance(generator, Iterable) or not all(isinstance(source, Generator) for source in generator):
+        if not isinstance(generator, Sequence) or not all(isinstance(source, Generator) for source in generator):
             msg = f"generator must be a torch.Generator, or a list of them; given {describe(generator)}"
             raise InvalidProblemError(msg)
         return Noise.from_seed([seed(source) for source in generator])
@@ -150,7 +150,8 @@ class _SeedNoise(Noise):
         return keys
 
     def select(self, samples: Sequence[int]) -> Noise:
-        return replace(self, streams=tuple((seed, stream) for seed, stream in self._keys(samples).tolist()))
+        keys = self._keys(check_samples(samples))
+        return replace(self, streams=tuple((seed, stream) for seed, stream in keys.tolist()))
 
     def check(self, batch: int, steps: int, shape: tuple[int, ...]) -> None:
         if self.streams is not None and len(self.streams) != batch:
@@ -169,7 +170,7 @@ class _TensorNoise(Noise):
         return self.values[send(steps, self.values), send(samples, self.values)]
 
     def select(self, samples: Sequence[int]) -> Noise:
-        return _TensorNoise(self.values[:, list(samples)])
+        return _TensorNoise(self.values[:, check_samples(samples)])
 
     def check(self, batch: int, steps: int, shape: tuple[int, ...]) -> None:
         if self.values.shape[0] < steps or tuple(self.values.shape[1:]) != (batch, *shape):
@@ -197,8 +198,8 @@ class _BrownianNoise(Noise):
             raise NotSupportedError(msg)
         start, end = float(self.times[step]), float(self.times[step + 1])
         forward: object = self.path(min(start, end), max(start, end))
-        if not isinstance(forward, Tensor) or forward.ndim == 0:
-            msg = f"a Brownian path must return a tensor with one entry a sample; it returned {describe(forward)}"
+        if not isinstance(forward, Tensor) or forward.ndim == 0 or not forward.is_floating_point():
+            msg = f"a Brownian path must return a floating tensor, one entry a sample; it returned {describe(forward)}"
             raise InvalidProblemError(msg)
         return (forward if start < end else -forward) / abs(end - start) ** 0.5
 
@@ -207,6 +208,7 @@ class _BrownianNoise(Noise):
         return self if times is None else coarse  # a path is the same on every grid
 
     def select(self, samples: Sequence[int]) -> Noise:
+        samples = check_samples(samples)
         known = samples if self.samples is None else [self.samples[sample] for sample in samples]
         return replace(self, samples=tuple(known))
 

@@ -17,6 +17,7 @@ from picard.errors import (
     InvalidProblemError,
     NotSupportedError,
     UnknownMethodError,
+    check_choice,
     close_match,
     describe,
 )
@@ -124,8 +125,7 @@ def odeint(
         InvalidGridError: if t is not a valid grid, or has two points and no step size is given.
         PicardError: as `solve` does.
     """
-    chosen = dict(options or {})
-    check_options(chosen, _OPTIONS, "odeint")
+    chosen = check_options(options, _OPTIONS, "odeint")
     integrator = _resolve(method)
     check_callable("func", func)
     if event_fn is not None or any(hasattr(func, name) for name in _CALLBACKS):
@@ -192,14 +192,12 @@ def _check_t(t: object, chosen: Mapping[str, Any]) -> None:
 def _grid(func: Callable[..., Any], y0: Any, t: Tensor, chosen: Mapping[str, Any]) -> Tensor:
     """Build the grid of the method as torchdiffeq does, in t's dtype."""
     size, constructor = chosen.get("step_size"), chosen.get("grid_constructor")
-    if chosen.get("interp", "linear") not in ("linear", "cubic"):
-        msg = f"unknown interp {chosen['interp']!r}: {close_match(str(chosen['interp']), ('linear', 'cubic'))}"
-        raise InvalidProblemError(msg)
+    check_choice("interp", chosen.get("interp", "linear"), ("linear", "cubic"))
     if size is not None and constructor is not None:
         msg = "step_size and grid_constructor both say the grid: give one of them"
         raise InvalidProblemError(msg)
     if size is not None:
-        if not 0 < float(size) < math.inf:
+        if not 0 < number("step_size", size) < math.inf:
             msg = f"step_size must be positive and finite, also when t decreases; given {float(size):g}"
             raise InvalidProblemError(msg)
         sign = 1 if t[-1] > t[0] else -1

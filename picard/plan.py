@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -51,8 +51,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Fill the defaults and check the shapes."""
+        self._check_types()
         if self.a.ndim != 2 or self.a.numel() == 0:
             msg = f"Plan.a must have shape (nodes, K); given {describe(self.a)}: write a[:, None] for K = 1"
+            raise InvalidProblemError(msg)
+        if self.b.shape != self.a.shape:
+            msg = f"Plan.b must have shape {tuple(self.a.shape)} to fit `a`; given {describe(self.b)}"
             raise InvalidProblemError(msg)
         nodes, order = self.a.shape
         defaults = {
@@ -90,6 +94,13 @@ class Plan:
         if order > 1 and bool(((self.a != 0) | (self.b != 0))[:order][early].any()):
             msg = "a plan must not reach before node 0: set a[m, p] and b[m, p] to zero for p > m"
             raise InvalidProblemError(msg)
+
+    def _check_types(self) -> None:
+        for one in fields(self):
+            given = getattr(self, one.name)
+            if not isinstance(given, Tensor) and (given is not None or one.default is not None):
+                msg = f"Plan.{one.name} must be a tensor; given {describe(given)}: write torch.as_tensor(...).double()"
+                raise InvalidProblemError(msg)
 
     @property
     def nodes(self) -> int:

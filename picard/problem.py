@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from picard.convert import Conversion
+from picard.device import check_data
 from picard.errors import InvalidProblemError, describe
 from picard.grid import Levels, Times
 from picard.noise import Noise
@@ -119,10 +120,11 @@ class Problem(ABC):
         return self.cond
 
 
-def check_callable(name: str, value: object, call: str = "") -> None:
-    """Check that a function can be called."""
-    if not callable(value):
-        msg = f"{name} must be callable as {call or f'{name}(t, x, **cond)'}; given {describe(value)}"
+def check_callable(name: str, value: object, takes: str = "t, x, **cond") -> None:
+    """Check that a function can be called; a class makes objects, and is no function itself."""
+    if not callable(value) or isinstance(value, type):
+        fix = f": write {value.__name__}(...)" if isinstance(value, type) else ""
+        msg = f"{name} must be callable as {name}({takes}); given {describe(value)}{fix}"
         raise InvalidProblemError(msg)
 
 
@@ -153,15 +155,18 @@ def floating(name: str, x: object) -> str:
 
 def check_finite(name: str, x: Tensor) -> None:
     """Check that every number of an initial state is finite."""
+    check_data(name, x)
     if not bool(torch.isfinite(x).all()):
         msg = f"{name} must be finite; given {describe(x)} with {int((~torch.isfinite(x)).sum())} non-finite values"
         raise InvalidProblemError(msg)
 
 
-def check_cond(cond: object) -> dict[str, Any]:
+def check_cond(cond: object, argument: str = "cond") -> dict[str, Any]:
     """Check conditioning and copy the mapping."""
     if not isinstance(cond, Mapping) or not all(isinstance(name, str) for name in cond):
-        msg = f"cond must map argument names to values; given {describe(cond)}: write cond=dict(label=label)"
+        msg = (
+            f"{argument} must map argument names to values; given {describe(cond)}: write {argument}=dict(label=label)"
+        )
         raise InvalidProblemError(msg)
     return dict(cond)
 

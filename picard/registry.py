@@ -22,8 +22,11 @@ def register(name: str, make: Callable[[], Integrator]) -> None:
         make: called without arguments for every solve, usually the integrator's class.
 
     Raises:
-        InvalidProblemError: if it cannot be called.
+        InvalidProblemError: if it cannot be called, or the name is no string.
     """
+    if not isinstance(name, str):
+        msg = f"a method's name must be a string; given {describe(name)}: write register('mine', make)"
+        raise InvalidProblemError(msg)
     if not callable(make):
         msg = f"a method must be registered with what makes it; given {describe(make)}: write lambda: {make!r}"
         raise InvalidProblemError(msg)

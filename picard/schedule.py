@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from picard.betas import cosine_betas, linear_betas
 from picard.device import fetch
-from picard.errors import InvalidGridError, InvalidProblemError, close_match, describe
+from picard.errors import InvalidGridError, InvalidProblemError, check_choice, describe
 from picard.grid import Levels
+from picard.number import check_count, keep_numbers
 from picard.spacing import SPACINGS, Spacing, check_steps, karras_sigmas, nearest_training_steps, training_steps
 
 
@@ -80,8 +82,7 @@ class Schedule(ABC):
         Raises:
             InvalidProblemError: if a beta is outside [0, 1) or the spacing is unknown.
         """
-        betas = torch.linspace(beta_start, beta_end, train_steps, dtype=torch.float64, device="cpu")
-        return TrainedSchedule(torch.cumprod(1 - betas, 0), spacing)
+        return TrainedSchedule(torch.cumprod(1 - linear_betas(train_steps, beta_start, beta_end, 1.0), 0), spacing)
 
     @staticmethod
     def scaled_linear(
@@ -91,8 +92,7 @@ class Schedule(ABC):
 
         Arguments and errors are those of `linear`.
         """
-        betas = torch.linspace(beta_start**0.5, beta_end**0.5, train_steps, dtype=torch.float64, device="cpu") ** 2
-        return TrainedSchedule(torch.cumprod(1 - betas, 0), spacing)
+        return TrainedSchedule(torch.cumprod(1 - linear_betas(train_steps, beta_start, beta_end, 2.0), 0), spacing)
 
     @staticmethod
     def cosine(train_steps: int = 1000, *, max_beta: float = 0.999, spacing: Spacing = "leading") -> TrainedSchedule:
@@ -103,10 +103,7 @@ class Schedule(ABC):
             max_beta: largest beta, below 1; larger ones are cut.
             spacing: as for `from_alphas_cumprod`.
         """
-        u = torch.linspace(0, 1, train_steps + 1, dtype=torch.float64, device="cpu")
-        bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-        betas = (1 - bar[1:] / bar[:-1]).clamp_max(max_beta)
-        return TrainedSchedule(torch.cumprod(1 - betas, 0), spacing)
+        return TrainedSchedule(torch.cumprod(1 - cosine_betas(train_steps, max_beta), 0), spacing)
 
     @staticmethod
     def karras(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> SigmaSchedule:
@@ -156,24 +153,23 @@ class TrainedSchedule(Schedule):
                 f"{bar.min():g} to {bar.max():g}: pass torch.cumprod(1 - betas, 0) with every beta in [0, 1)"
             )
             raise InvalidProblemError(msg)
-        for name, value, known in (("spacing", self.spacing, SPACINGS), ("final", self.final, ("data", "first"))):
-            if value not in known:
-                msg = f"unknown {name} {value!r}: {close_match(str(value), known)}"
-                raise InvalidProblemError(msg)
+        check_choice("spacing", self.spacing, SPACINGS)
+        check_choice("final", self.final, ("data", "first"))
+        object.__setattr__(self, "steps_offset", check_count("steps_offset", self.steps_offset, least=0))
         object.__setattr__(self, "alphas_cumprod", bar)
 
     def levels(self, grid: int | Tensor) -> Levels:
         """List the levels at a number of steps, or at given decreasing training steps."""
         train = len(self.alphas_cumprod)
-        if isinstance(grid, int) and check_steps(grid, train) and self.spacing == "karras":
-            return self._karras_levels(grid)
-        chosen = training_steps(grid, train, self.spacing, self.steps_offset) if isinstance(grid, int) else grid
-        t = self._check_timesteps(chosen)
+        steps, offset = check_steps(grid, train), self.steps_offset
+        if steps is not None and self.spacing == "karras":
+            return self._karras_levels(steps)
+        t = self._check_timesteps(grid if steps is None else training_steps(steps, train, self.spacing, offset))
         last = torch.ones(1, dtype=torch.float64, device="cpu") if self.final == "data" else self.alphas_cumprod[:1]
         bar = torch.cat([self.alphas_cumprod[t], last])
         return Levels(t.double(), bar.sqrt(), (1 - bar).sqrt())
 
-    def _check_timesteps(self, t: Tensor) -> Tensor:
+    def _check_timesteps(self, t: Any) -> Tensor:
         train = len(self.alphas_cumprod)
         whole = isinstance(t, Tensor) and t.ndim == 1 and t.numel() > 0 and not t.is_complex()
         t = fetch(t) if whole else t
@@ -214,17 +210,21 @@ class SigmaSchedule(Schedule):
 
     def __post_init__(self) -> None:
         """Check the range."""
+        check_choice("kind", self.kind, ("karras", "flow"))
+        keep_numbers(self, "sigma_min", "sigma_max", "shape", "time_scale")
         least = self.sigma_min > 0 if self.kind == "karras" else self.sigma_min >= 0
-        if not least or not self.sigma_min < self.sigma_max < math.inf or self.shape <= 0 or self.time_scale <= 0:
+        sizes = (self.sigma_max - self.sigma_min, self.shape, self.time_scale)
+        if not least or not all(0 < size < math.inf for size in sizes):
             msg = (
-                "a schedule must have 0 < sigma_min < sigma_max (0 is added) and positive rho, shift and time_scale; "
+                "a schedule needs finite 0 < sigma_min < sigma_max (0 is added), positive rho, shift and time_scale; "
                 f"given {self.sigma_min:g}, {self.sigma_max:g}, {self.shape:g}, {self.time_scale:g}"
             )
             raise InvalidProblemError(msg)
 
     def levels(self, grid: int | Tensor) -> Levels:
         """List the levels at a number of steps, or at given decreasing values of sigma; the final sigma is 0."""
-        sigma = self._sigmas(check_steps(grid, None)) if isinstance(grid, int) else self._check_sigmas(grid)
+        steps = check_steps(grid, None)
+        sigma = self._check_sigmas(grid if steps is None else self._sigmas(steps))
         full = torch.cat([sigma, torch.zeros(1, dtype=torch.float64, device="cpu")])
         flow = self.kind == "flow"
         return Levels(sigma * self.time_scale, 1 - full if flow else torch.ones_like(full), full, straight=flow)
@@ -235,7 +235,7 @@ class SigmaSchedule(Schedule):
         sigma = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu")[:-1]
         return self.shape * sigma / (1 + (self.shape - 1) * sigma)
 
-    def _check_sigmas(self, sigma: Tensor) -> Tensor:
+    def _check_sigmas(self, sigma: Any) -> Tensor:
         if not isinstance(sigma, Tensor) or sigma.ndim != 1 or sigma.numel() == 0 or not sigma.is_floating_point():
             msg = f"sigmas must be a floating tensor of one dimension, or a number of steps; given {describe(sigma)}"
             raise InvalidGridError(msg)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from picard.errors import InvalidGridError, InvalidProblemError, close_match, describe
+from picard.errors import InvalidGridError, InvalidProblemError, check_choice, describe
 from picard.grid import Times, check_times
 from picard.noise import Noise
 from picard.problem import Problem, check_callable, check_cond, check_noise, check_state
@@ -51,9 +51,7 @@ class SDE:
         check_state("x0", self.x0)
         check_noise(self.noise)
         object.__setattr__(self, "cond", check_cond(self.cond))
-        if self.noise_type not in _NOISE_TYPES:
-            msg = f"unknown noise_type {self.noise_type!r}: {close_match(str(self.noise_type), _NOISE_TYPES)}"
-            raise InvalidProblemError(msg)
+        check_choice("noise_type", self.noise_type, _NOISE_TYPES)
 
     def absorb(self, grid: Tensor) -> Problem:
         """Absorb the noise on a grid: dx/dt = drift(t, x) + diffusion(t, x) dW_i / h_i within step i.
@@ -149,10 +147,11 @@ class AbsorbedSDE(Problem):
         drift = sde.drift(rows.t, rows.x, **cond)
         diffusion: object = sde.diffusion(rows.t, rows.x, **cond)
         shape = tuple(rows.x.shape) if sde.noise_type == "diagonal" else (*rows.x.shape, *self.shape)
-        if not isinstance(diffusion, Tensor) or tuple(diffusion.shape) != shape or diffusion.dtype != rows.x.dtype:
+        form = (shape, rows.x.dtype, rows.x.device)
+        if not isinstance(diffusion, Tensor) or (tuple(diffusion.shape), diffusion.dtype, diffusion.device) != form:
             msg = (
-                f"diffusion must return shape {shape} and {rows.x.dtype} for {sde.noise_type} noise; "
-                f"it returned {describe(diffusion)}"
+                f"diffusion must return shape {shape} and {rows.x.dtype}, on {rows.x.device}, for {sde.noise_type} "
+                f"noise; it returned {describe(diffusion)}"
             )
             raise InvalidProblemError(msg)
         return drift, diffusion

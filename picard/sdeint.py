@@ -23,8 +23,8 @@ from picard.errors import (
 from picard.grid import NoiseKind, check_times
 from picard.interpolate import Readout
 from picard.noise import Noise
-from picard.number import number
-from picard.problem import check_finite
+from picard.number import check_flags, number
+from picard.problem import check_cond, check_finite
 from picard.rowwise import rowwise
 from picard.sde import SDE
 from picard.solve import solve
@@ -96,8 +96,8 @@ def sdeint(
         NotSupportedError: if torchsde offers what this library does not.
         PicardError: as `solve` does.
     """
-    chosen = dict(options or {})
-    check_options(chosen, _OPTIONS, "sdeint")
+    chosen = check_options(options, _OPTIONS, "sdeint")
+    check_flags(adaptive=adaptive, logqp=logqp, extra=extra)
     unusual = {"adaptive": adaptive, "logqp": logqp, "extra": extra, "grad_free": chosen.get("grad_free")}
     if any(unusual.values()):
         given = ", ".join(f"{name}={value!r}" for name, value in unusual.items() if value)
@@ -112,7 +112,7 @@ def sdeint(
     ts = _check_ts(ts, y0)
     check_constant("ts", ts)
     rows = bool(chosen.get("rows", False))
-    both, diffusion = functions_of(sde, names or {})
+    both, diffusion = functions_of(sde, check_cond({} if names is None else names, "names"))
     channels = channels_of(both, ts, y0, noise_type, rows=rows)
     x0, shape = (y0, (channels,)) if rows else (y0[None], (len(y0), channels))
     if not rows:
@@ -148,6 +148,9 @@ def _resolve(method: str | None, sde_type: str, noise_type: str) -> str:
             return "euler"
         msg = f"torchsde's default here is srk, which is not offered; {offered}: say which, e.g. method={known[-1]!r}"
         raise NotSupportedError(msg)
+    if not isinstance(method, str):
+        msg = f"method must be a name; given {describe(method)}: write method={known[-1]!r}"
+        raise UnknownMethodError(msg)
     if method in known:
         return method
     if method in _REFUSED or any(method in names for names in _METHODS.values()):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from picard.conditioning import Conditioning
 from picard.errors import NonFiniteError
+from picard.number import check_flags
 from picard.plan import Integrator
 from picard.prepare import Prepared, prepare
 from picard.problem import Problem
@@ -49,6 +50,7 @@ def sequential(
         NonFiniteError: if the model returns a non-finite value; carries the solution up to there, whose last saved
             state is repeated, if any was saved.
     """
+    check_flags(progress=progress)
     prepared = prepare(problem, grid, method)
     plan, x0 = prepared.plan, prepared.problem.x0
     prepared.problem.agree(

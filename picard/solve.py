@@ -22,7 +22,7 @@ from picard.gradient import differentiation, solve_with_gradient
 from picard.graphs import CudaGraphs, resolve_graphs
 from picard.guess import resolve_guess
 from picard.linearize import Linearization, resolve_linearization
-from picard.number import check_count
+from picard.number import check_count, check_flags
 from picard.plan import Integrator
 from picard.prepare import prepare
 from picard.problem import Problem, check_callable
@@ -117,10 +117,13 @@ def solve(
         NotConvergedError: if `max_rounds` is reached; carries the solution so far.
     """
     started = time.perf_counter()
+    check_flags(certify=certify, progress=progress, throw=throw)
     if callback is not None:
-        check_callable("callback", callback, "callback(info)")
+        check_callable("callback", callback, "info")
     nodes, most = (
-        None if given is None or given == "auto" else check_count(name, given, ', "auto" or None')
+        None
+        if given is None or (isinstance(given, str) and given == "auto")
+        else check_count(name, given, ', "auto" or None')
         for name, given in (("window", window), ("max_rows", max_rows))
     )
     last = None if max_rounds is None else check_count("max_rounds", max_rounds, ", or None")
@@ -157,7 +160,8 @@ def solve(
             f"or leave {given.partition('=')[0]} out"
         )
         raise NotSupportedError(msg)
-    setup = replace(setup, functions=functions, sync_every=sync_every, graphs=graphs)
+    # There are no more rounds than nodes.
+    setup = replace(setup, functions=functions, sync_every=min(sync_every, plan.nodes), graphs=graphs)
     prepared.problem.agree(
         lambda: {
             "the method on the grid": plan,

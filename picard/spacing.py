@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from picard.errors import InvalidGridError
+from picard.number import whole
 
 Spacing = Literal["leading", "trailing", "linspace", "karras"]
 SPACINGS = ("leading", "trailing", "linspace", "karras")
@@ -55,14 +56,15 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float) ->
     return (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
 
 
-def check_steps(steps: int, most: int | None) -> int:
-    """Return a number of steps, which must be at least 1 and at most `most`.
+def check_steps(grid: object, most: int | None) -> int | None:
+    """Return a grid that is a number of steps, which must be at least 1 and at most `most`; `None` for other grids.
 
     Raises:
         InvalidGridError: if it is not.
     """
-    if isinstance(steps, bool) or steps < 1 or (most is not None and steps > most):
+    steps = whole(grid)
+    if isinstance(grid, bool) or (steps is not None and (steps < 1 or (most is not None and steps > most))):
         bound = "at least 1" if most is None else f"between 1 and the {most} training steps"
-        msg = f"the number of steps must be {bound}; given {steps}: write e.g. 50"
+        msg = f"the number of steps must be {bound}; given {grid}: write e.g. 50"
         raise InvalidGridError(msg)
     return steps

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from picard.errors import InvalidProblemError, NotSupportedError, describe
-from picard.number import number, whole
+from picard.number import keep_numbers, number, whole
 from picard.plan import Plan
 from picard.shapes import Float, Int
 
@@ -95,8 +95,7 @@ class RelAbs(Tolerance):
 
     def __post_init__(self) -> None:
         """Check the signs."""
-        _check_not_negative("rtol", self.rtol)
-        _check_not_negative("atol", self.atol)
+        _keep_not_negative(self, "rtol", "atol")
 
     def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
         """Return `atol + rtol * RMS(state)`."""
@@ -119,7 +118,7 @@ class NoiseRatio(Tolerance):
 
     def __post_init__(self) -> None:
         """Check the sign."""
-        _check_not_negative("tau", self.tau)
+        _keep_not_negative(self, "tau")
 
     @property
     def leeway(self) -> float:  # type: ignore[override]  # read-only here
@@ -185,7 +184,8 @@ class TotalVariation(Tolerance):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        if not 0 < number("eps", self.eps) < 1:
+        keep_numbers(self, "eps")
+        if not 0 < self.eps < 1:
             msg = f"TotalVariation needs a bound within (0, 1); given {self.eps}: write e.g. TotalVariation(0.05)"
             raise InvalidProblemError(msg)
 
@@ -224,7 +224,10 @@ def resolve_tolerance(given: float | Tolerance | None, plan: Plan) -> Tolerance:
     return given
 
 
-def _check_not_negative(name: str, value: float) -> None:
-    if not 0 <= number(name, value) < math.inf:
-        msg = f"{name} must be finite and not negative; given {value}"
-        raise InvalidProblemError(msg)
+def _keep_not_negative(rule: Tolerance, *names: str) -> None:
+    keep_numbers(rule, *names)
+    for name in names:
+        value = getattr(rule, name)
+        if not 0 <= value < math.inf:
+            msg = f"{name} must be finite and not negative; given {value:g}"
+            raise InvalidProblemError(msg)

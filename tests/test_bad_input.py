@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,9 @@ from picard import (
     UnknownMethodError,
     sequential,
     solve,
+    verify,
 )
-from picard.integrators import DDIM, DDPM, DPMSolver
+from picard.integrators import DDIM, DDPM, DPMSolver, Euler, RungeKutta, Tableau
 from tests.problems import F64, diffusion, pendulum, sde, start, times
 from tests.refusals import Make, Refusal, refuses
 
@@ -46,6 +48,13 @@ def gridded(grid: Any) -> Make:
 
 def optioned(**options: Any) -> Make:
     return lambda: solve(pendulum(), times(5), **{"method": "euler", **options})
+
+
+def of_torchsde(**changes: Any) -> Any:
+    """Solve an SDE as torchsde takes it, with something wrong in it or in the options."""
+    parts = {"noise_type": "diagonal", "sde_type": "ito", "f": lambda t, y: -y, "g": lambda t, y: y}
+    made = SimpleNamespace(**{name: changes.pop(name, part) for name, part in parts.items()})
+    return picard.sdeint(made, X, times(5), **{"dt": 0.1, "method": "euler", **changes})
 
 
 class Kickless:
@@ -139,11 +148,19 @@ CASES: dict[str, Refusal] = {
     "other device": (drifting(lambda x: x.to("meta")), InvalidProblemError, ["on cpu", "on meta"]),
     "a tuple": (drifting(lambda x: (x,)), InvalidProblemError, ["returned", "tuple"]),
     "none": (drifting(lambda x: None), InvalidProblemError, ["returned", "NoneType"]),
+    "a class": (lambda: picard.ODE(torch.nn.Linear, X), InvalidProblemError, ["drift(t, x, **cond)", "Linear(...)"]),  # type: ignore[arg-type]
+    "no numbers": (
+        lambda: picard.ODE(lambda t, x: x, X.to("meta")),
+        InvalidProblemError,
+        ["x0 must be on a device that holds numbers"],
+    ),
     "not callable": (lambda: picard.ODE(3, X), InvalidProblemError, ["drift(t, x, **cond)", "3 (int)"]),  # type: ignore[arg-type]
     "no problem": (lambda: solve("ode", times(5), method="euler"), InvalidProblemError, ["ODE, an SDE or a Diffusion"]),  # type: ignore[arg-type]
     "cond no mapping": (lambda: picard.ODE(lambda t, x: x, X, cond=[1]), InvalidProblemError, ["cond=dict("]),  # type: ignore[arg-type]
     # own methods
     "plan's states": (planned(a=torch.ones(4, dtype=F64)), InvalidProblemError, ["Plan.a", "(nodes, K)", "a[:, None]"]),
+    "plan's list": (planned(c=[0.0]), InvalidProblemError, ["Plan.c must be a tensor", "list", "as_tensor"]),
+    "plan's b": (planned(b=torch.ones(3, 1, dtype=F64)), InvalidProblemError, ["Plan.b", "(4, 1)", "(3, 1)"]),
     "plan's dtype": (planned(a=torch.ones(4, 1)), InvalidProblemError, ["Plan.a", "float64", "float32"]),
     "plan's steps": (planned(step=torch.arange(3)), InvalidProblemError, ["Plan.step", "(4,)", "torch.arange(4)"]),
     "plan's step numbers": (planned(step=torch.arange(4.0)), InvalidProblemError, ["Plan.step", "int64", "float32"]),
@@ -158,9 +175,41 @@ CASES: dict[str, Refusal] = {
         InvalidProblemError,
         ["what makes it", "lambda: DDIM"],
     ),
+    # what torchsde's callers give
+    "a flag of sdeint": (lambda: of_torchsde(adaptive="no"), InvalidProblemError, ["adaptive must be True or"]),
+    "names of sdeint": (lambda: of_torchsde(names="fg"), InvalidProblemError, ["names must map", "'fg'"]),
+    "f of sdeint": (lambda: of_torchsde(f=3), InvalidProblemError, ["sde.f(t, y", "3 (int)"]),
+    "method of sdeint": (lambda: of_torchsde(method=3), UnknownMethodError, ["method must be a name", "3 (int)"]),
+    # what is verified
+    "selected by a mask": (lambda: verify.select(pendulum(), [True, False]), InvalidProblemError, ["indices"]),
+    "selected outside": (
+        lambda: verify.select(pendulum(), [2]),
+        InvalidProblemError,
+        ["in the batch of 2", "[2]"],
+    ),
+    "property as a word": (
+        lambda: verify.check(pendulum(), times(5), method="euler", properties="causal"),
+        InvalidProblemError,
+        ["list of names"],
+    ),
+    "broken rounds": (
+        lambda: verify.factorial_bound(1.0, 1.0, 0.5),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["rounds", "0.5"],
+    ),
+    "complex lipschitz": (lambda: verify.factorial_bound(1j, 1.0, 1), InvalidProblemError, ["lipschitz", "1j"]),  # type: ignore[arg-type]
+    "gains as a list": (lambda: verify.rounds_needed([1.0], 0.5), InvalidProblemError, ["gains", "one-dimensional"]),  # type: ignore[arg-type]
+    "deviation as a word": (lambda: verify.gaussian_tv(0.0, "1", 0.0, 1.0), InvalidProblemError, ["std_1", "'1'"]),  # type: ignore[arg-type]
+    "means as lists": (lambda: verify.gaussian_tv_shared([0.0], [0.0], X), InvalidProblemError, ["must be tensors"]),  # type: ignore[arg-type]
+    "samples as arrays": (lambda: verify.energy_test(X.numpy(), X), InvalidProblemError, ["samples", "ndarray"]),  # type: ignore[arg-type]
+    "seed of a test": (lambda: verify.energy_test(X, X, seed="0"), InvalidProblemError, ["seed", "'0'"]),  # type: ignore[arg-type]
+    "kind of noise": (lambda: verify.tanh_sde(0, noise_type="skalar"), InvalidProblemError, ["did you mean 'scalar'"]),  # type: ignore[arg-type]
+    "no batch of a system": (lambda: verify.linear_system(0, batch=0), InvalidProblemError, ["batch", "0 (int)"]),
+    "a mixture of lists": (lambda: verify.Mixture([0.0], [1.0], [1.0]), InvalidProblemError, ["made of tensors"]),  # type: ignore[arg-type]
     # the noise of an SDE
     "diffusion's shape": (stochastic(diffusion=lambda t, x: x[:, :1]), InvalidProblemError, [", 3)", ", 1)"]),
     "diffusion's dtype": (stochastic(diffusion=lambda t, x: x.float()), InvalidProblemError, ["float64", "float32"]),
+    "diffusion's device": (stochastic(diffusion=lambda t, x: x.to("meta")), InvalidProblemError, ["on cpu", "on meta"]),
     "no channels": (stochastic(noise_type="general"), InvalidProblemError, ["(rows, *state, channels)", "(2, 3)"]),
     "no scalar channel": (stochastic(noise_type="scalar"), InvalidProblemError, [", 3, 1)", ", 3),"]),
     "noise type": (stochastic(noise_type="diagnal"), InvalidProblemError, ["did you mean 'diagonal'"]),
@@ -211,6 +260,19 @@ CASES: dict[str, Refusal] = {
         InvalidProblemError,
         ["fine grid must have 11 points for 5 coarse steps", "(6,)"],
     ),
+    "path of whole numbers": (
+        stochastic(noise=Noise.from_brownian(lambda a, b: X.long())),
+        InvalidProblemError,
+        ["floating", "int64"],
+    ),
+    "coarsen by a list": (lambda: Noise.from_seed(0).coarsen(2, [0.0, 1.0]), InvalidGridError, ["the fine grid"]),  # type: ignore[arg-type]
+    "select by a mask": (lambda: Noise.from_seed(0).select([True, False]), InvalidProblemError, ["indices"]),
+    "select from the end": (lambda: Noise.from_seed(0).select([-1]), InvalidProblemError, ["from 0", "[-1]"]),
+    "select by shares": (
+        lambda: Noise.from_tensor(torch.zeros(5, 2, 3)).select(torch.ones(2)),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["indices", "(2,)"],
+    ),
     "coarsen": (lambda: Noise.from_seed(0).coarsen(0), InvalidProblemError, ["at least 1", "0"]),
     # methods
     "unknown method": (optioned(method="eulr"), UnknownMethodError, ["'eulr'", "did you mean 'euler'", "rk4"]),
@@ -223,6 +285,23 @@ CASES: dict[str, Refusal] = {
     "heun on an ito sde": (lambda: solve(sde(), times(5), method="heun"), NotSupportedError, ["Ito", "method='euler'"]),
     "eta": (lambda: DDIM(eta=-1), InvalidProblemError, ["not negative", "DDIM(eta=0.0)"]),
     "variance": (lambda: DDPM("fixed"), InvalidProblemError, ["'fixed'", "fixed_small"]),  # type: ignore[arg-type]
+    "eta of a word": (lambda: DDIM(eta="0.5"), InvalidProblemError, ["eta must be one number", "'0.5' (str)"]),  # type: ignore[arg-type]
+    "a broken order": (lambda: DPMSolver(2.0), InvalidProblemError, ["1, 2 or 3", "2.0 (float)"]),  # type: ignore[arg-type]
+    "an order as a flag": (lambda: DPMSolver(True), InvalidProblemError, ["1, 2 or 3", "True (bool)"]),
+    "a flag of a word": (
+        lambda: DPMSolver(euler_at_final="no"),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["euler_at_final must be True or False", "'no'"],
+    ),
+    "no tableau": (lambda: RungeKutta("rk4"), InvalidProblemError, ["Tableau", "'rk4'"]),  # type: ignore[arg-type]
+    "a flat tableau": (lambda: Tableau((0.5,), (1.0,), (0.0,)), InvalidProblemError, ["tuples of numbers"]),  # type: ignore[arg-type]
+    "a tableau of words": (lambda: Tableau(((),), ("1",), (0.0,)), InvalidProblemError, ["an entry of b", "'1'"]),  # type: ignore[arg-type]
+    "a method on a tensor": (lambda: Euler().plan(times(5)), InvalidProblemError, ["picard.Times", "Times("]),  # type: ignore[arg-type]
+    "registered by number": (
+        lambda: picard.integrators.register(3, DDIM),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["must be a string", "3 (int)"],
+    ),
     "order": (lambda: DPMSolver(4), InvalidProblemError, ["1, 2 or 3", "4"]),
     "no plan": (optioned(method=Planned(lambda points: None)), InvalidProblemError, ["picard.Plan", "NoneType"]),
     "flat weights": (optioned(method=Planned(own, a=torch.ones(5, dtype=F64))), InvalidProblemError, ["a[:, None]"]),
@@ -239,6 +318,28 @@ CASES: dict[str, Refusal] = {
     ),
     # options
     "a rule of a word": (lambda: picard.RelAbs("tight"), InvalidProblemError, ["rtol must be one number", "rtol=1e-3"]),  # type: ignore[arg-type]
+    "a rule of a truth": (lambda: picard.RelAbs(True), InvalidProblemError, ["rtol must be one number", "True (bool)"]),
+    "a rule of complex numbers": (lambda: picard.RelAbs(1j), InvalidProblemError, ["rtol must be one number"]),  # type: ignore[arg-type]
+    "a bound of a word": (
+        lambda: certified().trajectory_bound("1"),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["lipschitz must be one number"],
+    ),
+    "an infinite bound": (
+        lambda: certified().trajectory_bound(float("inf")),
+        InvalidProblemError,
+        ["finite and not negative", "inf"],
+    ),
+    "options of odeint": (
+        lambda: picard.odeint(lambda t, y: -y, X, times(5), method="rk4", options=["window"]),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["options of odeint must map names", "list"],
+    ),
+    "step size of a word": (
+        lambda: picard.odeint(lambda t, y: -y, X, times(5), method="rk4", options={"step_size": "a"}),
+        InvalidProblemError,
+        ["step_size must be one number"],
+    ),
     "a rule of several numbers": (
         lambda: picard.NoiseRatio(torch.ones(2)),  # type: ignore[arg-type]
         InvalidProblemError,
@@ -256,6 +357,10 @@ CASES: dict[str, Refusal] = {
     "negative window": (optioned(window=-3), InvalidProblemError, ["at least 1", "-3"]),
     "window of another type": (optioned(window=2.5), InvalidProblemError, ["integer", "2.5 (float)"]),
     "window as a flag": (optioned(window=True), InvalidProblemError, ["integer", "True (bool)"]),
+    "window of numbers": (optioned(window=np.ones(2)), InvalidProblemError, ["window", "(ndarray)"]),
+    "certify as text": (optioned(certify="no"), InvalidProblemError, ["certify must be True or False", "'no'"]),
+    "throw": (optioned(throw=None), InvalidProblemError, ["throw must be True or False"]),
+    "progress": (optioned(progress=X), InvalidProblemError, ["progress must be True or False"]),
     "max_rows": (optioned(max_rows=0), InvalidProblemError, ["max_rows", "at least 1"]),
     "callback": (optioned(callback=3), InvalidProblemError, ["callable as callback(info)", "3 (int)"]),
     "max_rounds": (optioned(max_rounds=0), InvalidProblemError, ["max_rounds", "at least 1"]),
@@ -301,6 +406,12 @@ CASES: dict[str, Refusal] = {
 }
 
 
+def certified() -> picard.PathCertificate:
+    found = solve(pendulum(), times(5), method="euler", certify=True).certificate
+    assert isinstance(found, picard.PathCertificate)
+    return found
+
+
 def diffusion_from(x: Tensor) -> Diffusion:
     return Diffusion(diffusion().denoiser, x)
 
@@ -312,3 +423,15 @@ def with_noise(noise: Noise) -> Any:
 @pytest.mark.parametrize(("make", "error", "says"), CASES.values(), ids=CASES)
 def test_it_is_refused(make: Make, error: type[Exception], says: Sequence[str]) -> None:
     refuses(make, error, says)
+
+
+def test_rounds_without_the_host_are_no_more_than_there_are_nodes() -> None:
+    far, near = (solve(diffusion(), 5, method="ddim", sync_every=every) for every in (10**12, 5))
+    assert torch.equal(far.final, near.final)
+
+
+def test_a_seed_may_be_a_tensor_or_an_array() -> None:
+    for seed in (torch.tensor(3), np.array(3), np.int64(3)):
+        assert Noise.from_seed(seed) == Noise.from_seed(3)  # type: ignore[arg-type]
+    assert Noise.from_seed(torch.tensor([1, 2])) == Noise.from_seed([1, 2])  # type: ignore[arg-type]
+    assert Noise.from_seed([4, 5]).select(np.array([1])) == Noise.from_seed([5])  # type: ignore[arg-type]

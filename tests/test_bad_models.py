@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from picard import (
     Schedule,
     solve,
 )
+from picard.integrators import DDIM, DPMSolver
+from picard.schedule import SigmaSchedule
 from tests.problems import F64, SCHEDULES, diffusion, network, start
 from tests.refusals import Make, Refusal, refuses
 
@@ -54,6 +57,12 @@ def answering(output: Callable[[Tensor], Any], **options: Any) -> Make:
 def guided(guidance: Guidance, **cond: Any) -> Diffusion:
     made = Denoiser(network(LINEAR, "sample"), LINEAR, prediction="sample", guidance=guidance)
     return Diffusion(made, start(2, 3), cond=cond)
+
+
+def rescaled(x: Tensor) -> Diffusion:
+    """Guide a network that predicts zero, rescaled."""
+    made = Denoiser(lambda x, t, c: 0 * x, LINEAR, prediction="sample", guidance=Guidance(2.0, {"c": x}, rescale=0.5))
+    return Diffusion(made, x, cond={"c": x})
 
 
 class Timeless(Schedule):
@@ -101,17 +110,38 @@ CASES: dict[str, Refusal] = {
     "no sigma": (lambda: Schedule.karras(0.0), InvalidProblemError, ["0 < sigma_min", "given 0,"]),
     "rho": (lambda: Schedule.karras(rho=0.0), InvalidProblemError, ["positive rho"]),
     "shift": (lambda: Schedule.flow(shift=-1.0), InvalidProblemError, ["positive", "-1"]),
+    "half a training step": (lambda: Schedule.linear(10.0), InvalidProblemError, ["train_steps", "10.0 (float)"]),  # type: ignore[arg-type]
+    "a beta of a word": (lambda: Schedule.linear(beta_end="a"), InvalidProblemError, ["beta_end must be one number"]),  # type: ignore[arg-type]
+    "negative beta": (lambda: Schedule.scaled_linear(beta_start=-0.1), InvalidProblemError, ["[0, 1)", "-0.1"]),
+    "most of betas": (lambda: Schedule.cosine(max_beta=1.0), InvalidProblemError, ["max_beta", "[0, 1)"]),
+    "offset": (trained([0.9, 0.5], steps_offset=0.5), InvalidProblemError, ["steps_offset must be an integer"]),
+    "spacing of numbers": (
+        trained([0.9, 0.5], spacing=np.ones(2)),
+        InvalidProblemError,
+        ["unknown spacing", "ndarray"],
+    ),
+    "nan rho": (lambda: Schedule.karras(rho=float("nan")), InvalidProblemError, ["positive rho", "nan"]),
+    "infinite rho": (lambda: Schedule.karras(rho=float("inf")), InvalidProblemError, ["positive rho", "inf"]),
+    "huge rho": (lambda: Schedule.karras(rho=1e30).levels(4), InvalidGridError, ["decrease strictly"]),
+    "nan shift": (lambda: Schedule.flow(shift=float("nan")), InvalidProblemError, ["shift", "nan"]),
+    "infinite time": (lambda: Schedule.flow(time_scale=float("inf")), InvalidProblemError, ["time_scale", "inf"]),
+    "kind": (lambda: SigmaSchedule("karas", 0.1, 1.0, 7.0), InvalidProblemError, ["did you mean 'karras'"]),  # type: ignore[arg-type]
+    "no numbers": (trained(torch.ones(3, device="meta")), InvalidProblemError, ["device that holds numbers", "meta"]),
     # networks
     "prediction": (denoiser(prediction="epsilom"), InvalidProblemError, ["did you mean 'epsilon'", "v_prediction"]),
     "model": (denoiser(model=3), InvalidProblemError, ["model(x, t, **cond)", "3 (int)"]),
     "schedule": (denoiser(schedule="linear"), InvalidProblemError, ["picard.Schedule", "Schedule.linear()"]),
     "percent": (lambda: picard.DynamicThreshold(99.5), InvalidProblemError, ["between 0 and 1", "given 99.5"]),
     "clip": (denoiser(clip=-1.0), InvalidProblemError, ["clip must be positive", "-1.0"]),
+    "class as model": (denoiser(model=torch.nn.Linear), InvalidProblemError, ["model(x, t, **cond)", "Linear(...)"]),
     "clip's word": (denoiser(clip="1"), InvalidProblemError, ["clip must be positive", "'1' (str)", "clip=1.0"]),
     "clip's pair": (denoiser(clip=(-1.0, 1.0)), InvalidProblemError, ["(-1.0, 1.0) (tuple)", "DynamicThreshold()"]),
     "clip's vector": (denoiser(clip=torch.ones(3)), InvalidProblemError, ["clip must be positive", "(3,)"]),
     "clip's class": (denoiser(clip=picard.DynamicThreshold), InvalidProblemError, ["write e.g.", "DynamicThreshold()"]),
-    "a word of percent": (lambda: picard.DynamicThreshold("a"), InvalidProblemError, ["one number", "ratio=0.995"]),  # type: ignore[arg-type]
+    "a word of percent": (lambda: picard.DynamicThreshold("a"), InvalidProblemError, ["ratio must be one number"]),  # type: ignore[arg-type]
+    "nan threshold": (lambda: picard.DynamicThreshold(most=float("nan")), InvalidProblemError, ["most"]),
+    "network's whole numbers": (answering(lambda x: x.long()), InvalidProblemError, ["floating", "int64"]),
+    "network's complex numbers": (answering(lambda x: x + 0j), InvalidProblemError, ["floating", "complex"]),
     "misspelt option": (denoiser(predictions="sample"), TypeError, ["predictions"]),
     "no denoiser": (lambda: Diffusion(3, start(2, 3)), InvalidProblemError, ["Denoiser(model, schedule)"]),  # type: ignore[arg-type]
     "network's shape": (answering(lambda x: torch.cat([x, x], 1)), InvalidProblemError, [", 3)", ", 6)", "variance"]),
@@ -130,7 +160,6 @@ CASES: dict[str, Refusal] = {
         InvalidProblemError,
         ["on cpu", "on meta"],
     ),
-    "network's complex numbers": (answering(lambda x: x + 0j), InvalidProblemError, ["a real tensor", "complex128"]),
     "rows of samples": (answering(lambda x: torch.ones(2, 3, dtype=F64)), InvalidProblemError, ["in cond, as tensors"]),
     "epsilon of pure noise": (
         lambda: solve(diffusion(FLOW, "epsilon"), 5, method="ddim"),
@@ -146,12 +175,22 @@ CASES: dict[str, Refusal] = {
     "a scale a sample": (
         lambda: Guidance(torch.ones(3)),  # type: ignore[arg-type]
         InvalidProblemError,
-        ["one number", "(3,)", "scales in cond"],
+        ["one finite number", "(3,)", "scales in cond"],
     ),
-    "scale's word": (lambda: Guidance("3"), InvalidProblemError, ["guidance scale must be one number", "Guidance(3.0"]),  # type: ignore[arg-type]
-    "rescale's word": (lambda: Guidance(2.0, rescale="a"), InvalidProblemError, ["one number", "rescale=0.7"]),  # type: ignore[arg-type]
+    "scale's word": (
+        lambda: Guidance("3"),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["guidance scale must be one finite number", "Guidance(3.0"],
+    ),
     "guidance of a number": (denoiser(guidance=3.0), InvalidProblemError, ["3.0 (float)", "Guidance(scale, uncond"]),
     "rescale": (lambda: Guidance(2.0, rescale=1.5), InvalidProblemError, ["between 0 and 1", "1.5"]),
+    "nan scale": (lambda: Guidance(float("nan")), InvalidProblemError, ["scale must be one finite number"]),
+    "uncond as a tensor": (lambda: Guidance(2.0, torch.zeros(2)), InvalidProblemError, ["uncond=dict(label=label)"]),  # type: ignore[arg-type]
+    "rescaled numbers": (
+        lambda: solve(rescaled(start(2, 1)), 5, method="ddim"),
+        InvalidProblemError,
+        ["several numbers", "(", "rescale=0.0"],
+    ),
     "uncond's shape": (
         answering(lambda x: x, guidance=Guidance(2.0, {"label": torch.zeros(2, 4)})),
         InvalidProblemError,
@@ -215,6 +254,7 @@ CASES: dict[str, Refusal] = {
     "no sigma steps": (sampled(0, KARRAS), InvalidGridError, ["at least 1"]),
     "a flag": (sampled(True), InvalidGridError, ["number of steps", "True (bool)"]),
     "a float": (sampled(50.0), InvalidGridError, ["number of steps", "50.0 (float)", "write e.g. 50"]),
+    "a matrix of steps": (sampled(torch.ones(3, device="meta")), InvalidProblemError, ["device that holds numbers"]),
     "a list": (sampled([900, 500, 100]), InvalidGridError, ["tensor of timesteps", "list", "torch.as_tensor(grid)"]),
     "increasing timesteps": (sampled(torch.tensor([1, 5, 9])), InvalidGridError, ["decrease strictly", "t.flip(0)"]),
     "repeated timesteps": (sampled(torch.tensor([9, 5, 5])), InvalidGridError, ["decrease strictly", "unique"]),
@@ -234,6 +274,19 @@ CASES: dict[str, Refusal] = {
 @pytest.mark.parametrize(("make", "error", "says"), CASES.values(), ids=CASES)
 def test_it_is_refused(make: Make, error: type[Exception], says: Sequence[str]) -> None:
     refuses(make, error, says)
+
+
+def test_numbers_of_numpy_do() -> None:
+    two, half = np.int64(2), np.float32(0.5)
+    assert torch.equal(Schedule.linear(np.int64(20)).levels(two).sigma, Schedule.linear(20).levels(2).sigma)  # type: ignore[arg-type]
+    assert torch.equal(Schedule.karras(rho=np.array(3.0)).levels(two).sigma, Schedule.karras(rho=3.0).levels(2).sigma)  # type: ignore[arg-type]
+    assert DDIM(half) == DDIM(0.5)  # type: ignore[arg-type]
+    assert DPMSolver(two) == DPMSolver(2)  # type: ignore[arg-type]
+    assert type(picard.RelAbs(half, torch.tensor(0.5)).atol) is float  # type: ignore[arg-type]
+
+
+def test_a_constant_output_is_rescaled_to_itself() -> None:
+    assert bool(torch.isfinite(solve(rescaled(start(2, 3)), 5, method="ddim").final).all())
 
 
 def test_the_classes_are_what_a_user_would_catch() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import picard
 from picard import FixedRounds, NoiseRatio, TotalVariation
-from picard.denoiser import Guidance
 from picard.device import fetch, send
+from picard.guidance import Guidance
 from tests.pretend import DEVICE, Device, OnDevice
 
 HOST = torch.device("cpu")

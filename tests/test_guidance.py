@@ -10,7 +10,7 @@ from torch import Tensor
 
 import picard
 from picard.convert import Prediction
-from picard.denoiser import Guidance
+from picard.guidance import Guidance
 from picard.schedule import Schedule
 from tests.problems import Counted, network, start
 

@@ -298,3 +298,20 @@ def test_the_parameters_of_a_step_are_known_by_name() -> None:
 
     with pytest.raises(NotSupportedError, match=r"model_output, timestep and sample.*rename its parameters"):
         adapter.trace(Renamed(), STEPS)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_inference_steps": 0.5}, "num_inference_steps must be an integer"),
+        ({"num_inference_steps": True}, "num_inference_steps must be an integer"),
+        ({"scheduler_options": [0.5]}, "scheduler_options must map"),
+        ({"cond": [1]}, "cond must map"),
+        ({"parallel": "no"}, "parallel must be True or False"),
+    ],
+)
+def test_what_a_sample_is_given_is_checked(changes: dict[str, Any], says: str) -> None:
+    given = {"latents": torch.ones(1, 2), "num_inference_steps": 3, **changes}
+    with pytest.raises(picard.InvalidProblemError, match=says):
+        adapter.sample(lambda x, t: x, library.DDIMScheduler(), **given)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from picard.device import fetch
 from picard.errors import InvalidProblemError, describe
+from picard.number import check_count, number
 from picard.progress import RoundInfo
 from picard.shapes import Float
 
@@ -28,12 +30,11 @@ def elementary_symmetric(values: Float[Tensor, " n"], degree: int) -> Float[Tens
     Raises:
         InvalidProblemError: if the degree is negative.
     """
-    if degree < 0:
-        msg = f"degree must be at least 0; given {degree}"
-        raise InvalidProblemError(msg)
+    check_count("degree", degree, least=0)
+    _check_gains("values", values)
     values, current = fetch(values), torch.ones(len(values) + 1, dtype=torch.float64, device="cpu")
     # e_k of the first n is the sum over the largest index m of values[m] e_(k-1) of those before
-    for _ in range(degree):
+    for _ in range(min(degree, len(current))):  # by then, all are zero
         current = torch.cat([current.new_zeros(1), (values * current[:-1]).cumsum(0)])
     return current
 
@@ -60,9 +61,8 @@ def picard_bound(gains: Float[Tensor, " steps"], rounds: int) -> Float[Tensor, "
     Raises:
         InvalidProblemError: if a gain or the number of rounds is negative.
     """
-    if rounds < 0 or not bool((gains >= 0).all()):
-        msg = f"gains and rounds must not be negative; given {rounds} rounds: write (lipschitz * grid.diff()).abs()"
-        raise InvalidProblemError(msg)
+    check_count("rounds", rounds, least=0)
+    _check_gains("gains", gains)
     if rounds == 0:
         return torch.cat([torch.zeros(1, device="cpu"), torch.ones(len(gains), device="cpu")]).double()
     return torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), elementary_symmetric(gains[1:], rounds)])
@@ -82,9 +82,10 @@ def factorial_bound(lipschitz: float, length: float, rounds: int) -> float:
     Raises:
         InvalidProblemError: if `L T` is not finite or the number of rounds is negative.
     """
-    size = abs(lipschitz * length)
-    if not size < math.inf or rounds < 0:
-        msg = f"lipschitz * length must be finite and rounds at least 0; given {lipschitz}, {length} and {rounds}"
+    check_count("rounds", rounds, least=0)
+    size = abs(number("lipschitz", lipschitz) * number("length", length))
+    if not size < math.inf:
+        msg = f"lipschitz * length must be finite; given {lipschitz} and {length}"
         raise InvalidProblemError(msg)
     if size == 0 or rounds == 0:
         return float(rounds == 0)
@@ -105,7 +106,8 @@ def rounds_needed(gains: Float[Tensor, " steps"], factor: float) -> int:
     Raises:
         InvalidProblemError: if there are no gains, or one of them or the factor is negative or not a number.
     """
-    if len(gains) == 0 or not bool((gains >= 0).all()) or not factor >= 0:
+    _check_gains("gains", gains)
+    if len(gains) == 0 or not number("factor", factor) >= 0:
         msg = f"gains and factor must be given and not negative; given {describe(gains)} and {factor}"
         raise InvalidProblemError(msg)
     gains, current, rounds = fetch(gains), torch.ones(len(gains), dtype=torch.float64, device="cpu"), 0
@@ -113,6 +115,16 @@ def rounds_needed(gains: Float[Tensor, " steps"], factor: float) -> int:
         current = torch.cat([current.new_zeros(1), (gains[1:] * current[:-1]).cumsum(0)])
         rounds += 1
     return rounds
+
+
+def _check_gains(name: str, gains: Any) -> None:
+    flat = isinstance(gains, Tensor) and gains.ndim == 1 and not gains.is_complex() and not gains.is_meta
+    if not flat or not bool((gains >= 0).all()):
+        msg = (
+            f"{name} must be a one-dimensional tensor of numbers, and must not be negative; given {describe(gains)}: "
+            "write e.g. (lipschitz * grid.diff()).abs()"
+        )
+        raise InvalidProblemError(msg)
 
 
 class History:

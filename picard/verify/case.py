@@ -11,9 +11,10 @@ from torch import Tensor
 
 from picard.conditioning import map_tensors
 from picard.diffusion import Diffusion
-from picard.errors import NotSupportedError, describe
+from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.expected import Expected
 from picard.noise import Noise
+from picard.number import check_samples
 from picard.ode import ODE
 from picard.prepare import Prepared, prepare
 from picard.problem import Problem
@@ -170,7 +171,10 @@ def select(problem: Any, samples: list[int]) -> Any:
     if not isinstance(problem, ODE | SDE | Diffusion):
         msg = f"only an ODE, an SDE or a Diffusion has a batch that can be taken apart; given {describe(problem)}"
         raise NotSupportedError(msg)
-    batch = len(problem.x0)
+    batch, samples = len(problem.x0), check_samples(samples)
+    if not samples or max(samples) >= batch:
+        msg = f"samples must be indices in the batch of {batch}, at least one; given {samples}"
+        raise InvalidProblemError(msg)
     changes: dict[str, Any] = {"cond": _rows(problem.cond, samples, batch)}
     if isinstance(problem, Diffusion):
         guidance = problem.denoiser.guidance

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from picard.doors import check_options
-from picard.errors import InvalidProblemError, close_match, describe
+from picard.errors import InvalidProblemError, check_choice, describe
+from picard.number import number
 from picard.sequential import sequential
 from picard.solve import solve
 from picard.verify.case import Case
@@ -75,17 +76,16 @@ def _check(
             raise InvalidProblemError(msg)
         if name == "solver" and taken:  # an empty set says nothing: not every callable tells what it takes
             check_options(options, sorted(taken - {"problem", "grid", "method"}), "the solver")
-    for name, number in (("rtol", 0.0 if rtol is None else rtol), ("within", within)):
-        if not number >= 0:
-            msg = f"{name} must be a number of at least 0; given {number}"
+    for name, given in (("rtol", 0.0 if rtol is None else rtol), ("within", within)):
+        if not number(name, given) >= 0:
+            msg = f"{name} must be a number of at least 0; given {given}"
             raise InvalidProblemError(msg)
-    if isinstance(properties, str):
-        msg = f"properties must be a list of names; given {properties!r}: write properties=[{properties!r}]"
+    if isinstance(properties, str) or not isinstance(properties, (Iterable, type(None))):
+        fix = [properties] if isinstance(properties, str) else list(PROPERTIES)[:1]
+        msg = f"properties must be a list of names; given {describe(properties)}: write properties={fix}"
         raise InvalidProblemError(msg)
-    for name in properties or ():
-        if name not in PROPERTIES:
-            msg = f"unknown property {name!r}: {close_match(str(name), PROPERTIES)}"
-            raise InvalidProblemError(msg)
+    for name in () if properties is None else properties:
+        check_choice("property", name, PROPERTIES)
 
 
 def _find(trial: Trial, name: str) -> Finding:

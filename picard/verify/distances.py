@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from picard.errors import InvalidProblemError, describe
+from picard.number import number
 
 _NODES = 20001  # of the trapezoidal rule over the radius of each law; its error is below 1e-6
 
@@ -31,6 +32,10 @@ def gaussian_tv(mean_1: float | Tensor, std_1: float, mean_2: float | Tensor, st
     Raises:
         InvalidProblemError: if a number is not finite, a standard deviation is negative or the means differ in shape.
     """
+    std_1, std_2 = number("std_1", std_1), number("std_2", std_2)
+    for name, mean in (("mean_1", mean_1), ("mean_2", mean_2)):
+        if not isinstance(mean, Tensor):
+            number(name, mean)
     first, second = (torch.as_tensor(mean, dtype=torch.float64, device="cpu").reshape(-1) for mean in (mean_1, mean_2))
     finite = bool(torch.isfinite(first).all() and torch.isfinite(second).all())
     if first.shape != second.shape or not finite or not (0 <= std_1 < math.inf and 0 <= std_2 < math.inf):
@@ -70,6 +75,12 @@ def gaussian_tv_shared(mean_1: Tensor, mean_2: Tensor, covariance: Tensor) -> fl
     Raises:
         InvalidProblemError: if the shapes do not fit, or the covariance is not positive definite.
     """
+    if not all(isinstance(part, Tensor) for part in (mean_1, mean_2, covariance)):
+        msg = (
+            "means and covariance must be tensors; given "
+            f"{describe(mean_1)}, {describe(mean_2)}, {describe(covariance)}: write torch.as_tensor(...)"
+        )
+        raise InvalidProblemError(msg)
     dims, info = mean_1.numel(), torch.ones(1, device="cpu")
     if tuple(covariance.shape) == (dims, dims):
         info = torch.linalg.cholesky_ex(covariance.double()).info

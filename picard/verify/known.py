@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from picard.errors import check_choice
 from picard.noise import Noise
+from picard.number import check_count, number
 from picard.ode import ODE
 from picard.sde import SDE, NoiseType
 
@@ -30,6 +33,7 @@ def _orthogonal(dims: int, generator: torch.Generator) -> Tensor:
 
 
 def _start(batch: int, shape: Sequence[int], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    check_count("batch", batch)
     return torch.randn(batch, *shape, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
 
 
@@ -50,8 +54,9 @@ def tanh_ode(
         lipschitz: the constant L.
         dtype: dtype of the state.
     """
-    generator = torch.Generator().manual_seed(seed)
-    dims = math.prod(shape)
+    generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
+    dims = math.prod(check_count("every entry of shape", size) for size in shape)
+    lipschitz = number("lipschitz", lipschitz)
     inner, outer = _orthogonal(dims, generator).to(dtype), (lipschitz * _orthogonal(dims, generator)).to(dtype)
     bias = torch.randn(dims, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
 
@@ -74,8 +79,9 @@ def linear_system(
         lipschitz: the norm.
         dtype: dtype of the state.
     """
-    generator = torch.Generator().manual_seed(seed)
-    matrix = torch.randn(dims, dims, generator=generator, dtype=torch.float64, device="cpu")
+    generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
+    lipschitz = number("lipschitz", lipschitz)
+    matrix = torch.randn(check_count("dims", dims), dims, generator=generator, dtype=torch.float64, device="cpu")
     matrix = (lipschitz * matrix / torch.linalg.matrix_norm(matrix, 2)).to(dtype)
     bias = torch.randn(dims, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
 
@@ -94,8 +100,10 @@ def runaway_ode(seed: int, *, batch: int = 2, dims: int = 2, rate: float = 1.0) 
         dims: size of one state.
         rate: the rate; explicit Euler with steps h stays bounded for rate h < 2.
     """
-    generator = torch.Generator().manual_seed(seed)
-    start = 0.5 + 0.5 * torch.rand(batch, dims, generator=generator, dtype=torch.float64, device="cpu")
+    generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
+    rate = number("rate", rate)
+    shape = (check_count("batch", batch), check_count("dims", dims))
+    start = 0.5 + 0.5 * torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
     return ODE(lambda _, x: -rate * x**3, start)
 
 
@@ -118,8 +126,9 @@ def tanh_sde(
         lipschitz: Lipschitz constant of the drift.
         dtype: dtype of the state.
     """
+    check_choice("noise_type", noise_type, get_args(NoiseType))
     ode = tanh_ode(seed, batch=batch, shape=(dims,), lipschitz=lipschitz, dtype=dtype)
-    generator = torch.Generator().manual_seed(seed + 1)
+    generator = torch.Generator().manual_seed(check_count("seed", seed + 1, least=0))
     channels = {"diagonal": 0, "scalar": 1, "additive": 2, "general": 2}[noise_type]
     matrix = torch.randn(dims, max(channels, 1), generator=generator, dtype=torch.float64, device="cpu")
     matrix = (0.3 * matrix).to(dtype)

@@ -13,6 +13,7 @@ from picard.denoiser import Denoiser
 from picard.diffusion import Diffusion
 from picard.errors import InvalidProblemError, describe
 from picard.noise import Noise
+from picard.number import check_count
 from picard.schedule import Schedule, SigmaSchedule, TrainedSchedule
 from picard.shapes import Float
 
@@ -33,6 +34,9 @@ class Mixture:
 
     def __post_init__(self) -> None:
         """Check the shapes."""
+        if not all(isinstance(part, Tensor) for part in (self.means, self.stds, self.weights)):
+            msg = f"a mixture must be made of tensors; given {describe(self)}: write Mixture(means, stds, weights)"
+            raise InvalidProblemError(msg)
         if self.means.ndim != 2 or self.stds.shape != self.means.shape or self.weights.shape != self.means.shape[:1]:
             msg = (
                 "a mixture must have means and stds of shape (components, dims) and one weight a component; given "
@@ -52,7 +56,7 @@ class Mixture:
         Returns:
             The mixture.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
         means = torch.randn(components, dims, generator=generator, dtype=torch.float64, device="cpu")
         stds = 0.1 + 0.5 * torch.rand(components, dims, generator=generator, dtype=torch.float64, device="cpu")
         weights = 0.2 + torch.rand(components, generator=generator, dtype=torch.float64, device="cpu")
@@ -173,7 +177,7 @@ def mixture_diffusion(
         prediction: what the network predicts; one that needs the signal fails where alpha is 0.
         dtype: dtype of the state.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
     start = torch.randn(batch, mixture.means.shape[1], generator=generator, dtype=torch.float64, device="cpu")
     if isinstance(schedule, SigmaSchedule):
         start = start * schedule.sigma_max

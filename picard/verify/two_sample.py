@@ -10,6 +10,7 @@ from torch import Tensor
 
 from picard.device import fetch
 from picard.errors import InvalidProblemError, NotSupportedError, describe
+from picard.number import check_count
 from picard.shapes import Bool, Float
 
 
@@ -70,7 +71,7 @@ def histogram_test(
     Raises:
         InvalidProblemError: if the samples do not fit together, or there are too few bins or too many cells.
     """
-    _at_least("bins", bins, 2)
+    check_count("bins", bins, least=2)
     (x_fit, x_test), (y_fit, y_test) = _halves(x, y, seed)
     dims = x.shape[1]
     if bins**dims > 10**6:
@@ -148,9 +149,9 @@ def energy_test(
     Raises:
         InvalidProblemError: if the samples do not fit together, or `permutations` is less than 2 or `most` less than 4.
     """
-    _at_least("permutations", permutations, 2)
-    _at_least("most", most, 4)
-    generator = torch.Generator().manual_seed(seed)
+    check_count("permutations", permutations, least=2)
+    check_count("most", most, least=4)
+    generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
     x, y = (points[torch.randperm(len(points), generator=generator, device="cpu")[:most]] for points in _checked(x, y))
     pooled = torch.cat([x, y])
     distances = torch.cdist(pooled, pooled)
@@ -163,15 +164,10 @@ def energy_test(
     return TwoSample(float(statistics[0]), float(statistics[1:].std()), p_value, bounds=False)
 
 
-def _at_least(name: str, number: int, least: int) -> None:
-    if not number >= least:
-        msg = f"{name} must be at least {least}; given {number}"
-        raise InvalidProblemError(msg)
-
-
 def _checked(x: Tensor, y: Tensor) -> list[Tensor]:
     """Check samples, and take them to the host in float64, where the tests are made."""
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 4:
+    tensors = isinstance(x, Tensor) and isinstance(y, Tensor) and not x.is_complex() and not y.is_complex()
+    if not tensors or x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 4:
         msg = (
             "samples must have shapes (n, dims) and (m, dims), at least four of each; given "
             f"{describe(x)} and {describe(y)}: write x.flatten(1)"
@@ -184,7 +180,7 @@ def _checked(x: Tensor, y: Tensor) -> list[Tensor]:
 
 
 def _halves(x: Tensor, y: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
 
     def halve(points: Tensor) -> tuple[Tensor, Tensor]:
         order = torch.randperm(len(points), generator=generator, device="cpu")

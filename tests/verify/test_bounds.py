@@ -83,7 +83,7 @@ def test_rounds_needed_is_the_first_that_suffices(gains: Tensor, factor: float) 
 
 @pytest.mark.parametrize(("gains", "factor"), [([1.0, 1.0], -1.0), ([-1.0], 0.1), ([math.nan], 0.1), ([], 0.1)])
 def test_what_would_never_be_reached_is_refused(gains: list[float], factor: float) -> None:
-    with pytest.raises(picard.InvalidProblemError, match="gains and factor must"):
+    with pytest.raises(picard.InvalidProblemError, match="gains"):
         rounds_needed(torch.tensor(gains, dtype=torch.float64), factor)
 
 
@@ -91,9 +91,9 @@ def test_bounds_that_are_not_numbers_or_too_large() -> None:
     assert factorial_bound(1e9, 1.0, 100) == math.inf
     assert factorial_bound(0.0, 1.0, 0) == 1 > factorial_bound(0.0, 1.0, 1) == 0
     for lipschitz, rounds in ((math.nan, 1), (math.inf, 1), (1.0, -1)):
-        with pytest.raises(picard.InvalidProblemError, match="must be finite and rounds at least 0"):
+        with pytest.raises(picard.InvalidProblemError, match=r"must be finite|rounds must be an integer of at least 0"):
             factorial_bound(lipschitz, 1.0, rounds)
-    with pytest.raises(picard.InvalidProblemError, match="degree must be at least 0; given -1"):
+    with pytest.raises(picard.InvalidProblemError, match="degree must be an integer of at least 0; given -1"):
         elementary_symmetric(torch.ones(3), -1)
 
 

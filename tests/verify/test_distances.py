@@ -138,10 +138,10 @@ def test_numbers_that_say_nothing_are_refused() -> None:
         gaussian_tv_shared(x[0], x[1], -torch.eye(2, dtype=F64))
     with pytest.raises(picard.InvalidProblemError, match="positive definite"):
         gaussian_tv_shared(x[0], x[1, :1], torch.eye(2, dtype=F64))
-    with pytest.raises(picard.InvalidProblemError, match="bins must be at least 2; given 0"):
+    with pytest.raises(picard.InvalidProblemError, match="bins must be an integer of at least 2; given 0"):
         histogram_test(x, y, bins=0)
     for name in ("permutations", "most"):
-        with pytest.raises(picard.InvalidProblemError, match=f"{name} must be at least"):
+        with pytest.raises(picard.InvalidProblemError, match=f"{name} must be an integer of at least"):
             energy_test(x, y, **{name: 0})
 
 
