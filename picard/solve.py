@@ -73,7 +73,7 @@ def solve(
         window: nodes evaluated a round per sample, at most; 64 by default. `"auto"` measures the model and takes the
             window with the fewest predicted seconds, or goes step by step if none wins; `Solution.stats.reason` says
             why.
-        max_rows: rows (nodes times samples) one model call may hold; more are split, which never changes the result.
+        max_rows: rows (nodes times samples) one model call may hold; more are split, which changes rounding at most.
             `"auto"` splits calls where smaller ones were measured to be faster. Calls that run out of memory are split
             in any case.
         max_rounds: rounds after which to give up; as many as needed by default.
@@ -81,7 +81,7 @@ def solve(
             default), `RelAbs` otherwise (rtol 1e-4, atol 1e-6 by default).
         linearization: `"secant"`, `"frozen"`, `"identity"` (classical Picard) or an object.
         guess: starting values of new nodes: `"extrapolate"` (run on with the field continued as a polynomial; the
-            default for an ODE), `"hold"` (run on with the last field value; the default with noise), `"eager"` (the
+            default for an ODE), `"hold"` (run on with the last field value; the default for an SDE), `"eager"` (the
             same, and with zero, the mean of normalized data, until there is a value; the default for diffusion models),
             `"copy"` (repeat the last state); a trajectory (steps + 1, batch, *state) or `Solution` to start from, an
             unfinished one as far as it got; or `Expected` field values to go along.
