@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from picard.errors import NotSupportedError, close_match
 # What a scheduler may fail with on values that it is not made for.
 FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _SCHEDULER_STEP = {"model_output", "timestep", "sample", "return_dict"}
+Traced = TypeVar("Traced")
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,15 @@ class Course:
         begin = vars(twin).get("_begin_index")
         start = int(places[0]) if begin is None else int(begin)
         return Course(twin, listed[start:], start, step)
+
+
+def trace_once(last: dict[Any, Any], trace: Callable[[Course], Traced], course: Course) -> Traced:
+    """Trace a loop, unless the one before was like it, which `last` keeps."""
+    likeness = course.likeness
+    if last.get("likeness") != likeness:
+        last["trace"], last["likeness"] = trace(course), likeness
+    found: Traced = last["trace"]
+    return found
 
 
 def copied(scheduler: Any) -> Any:

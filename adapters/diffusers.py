@@ -17,9 +17,8 @@ from picard.sequential import sequential
 from picard.solution import Solution
 from picard.solve import solve
 
-from .course import Course, sort_options
+from .course import Course, sort_options, trace_once
 from .scheduled import Scheduled, draw_noise
-from .trace import Trace
 from .trace_check import traced
 
 __all__ = ["sample", "trace"]
@@ -97,21 +96,13 @@ def sample(
     if num_inference_steps is not None:  # then a grid of the caller's own says it
         check_count("num_inference_steps", num_inference_steps)
     course = Course.of(scheduler, num_inference_steps, sort_options(scheduler, given))
-    found = _again(scheduler, course)
+    found = trace_once(_LAST.of(scheduler), traced, course)
     noise = draw_noise(course, found, latents, generator)
     cond = check_cond({} if cond is None else cond)
     problem = Scheduled(model, found, latents * found.init_noise_sigma, noise=noise, cond=cond)
     run = solve if parallel else sequential
     solution = run(problem, found.plan_.nodes, method=problem.method, **solve_options)
     return problem.unscaled(solution)
-
-
-def _again(scheduler: Any, course: Course) -> Trace:
-    """Trace a scheduler's loop, unless the last sample with that scheduler ran the same one."""
-    known, likeness = _LAST.of(scheduler), course.likeness
-    if known.get("likeness") != likeness:
-        known["likeness"], known["trace"] = likeness, traced(course)
-    return known["trace"]
 
 
 _LAST: PerModel[Any] = PerModel()

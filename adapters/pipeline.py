@@ -16,7 +16,7 @@ from picard.errors import NotSupportedError
 from .calls import leaves
 from .components import Kept, Turn, find_denoisers, inner_pipelines, stand_ins
 from .copies import Copy
-from .course import Course
+from .course import trace_once
 from .denoisers import Denoisers
 from .guidance import Unplanned
 from .planned import Planned, count
@@ -25,7 +25,7 @@ from .replay import Ended, Replay
 from .scout import Scout, Turned
 from .standin import Memo, RandomState, by_making, replaced
 from .stats import Stats
-from .trace import Trace, trace_loop
+from .trace import trace_loop
 
 logger = logging.getLogger("picard")
 Mode = Literal["auto", "plan", "replay"]
@@ -64,7 +64,7 @@ class Parallel:
         self._denoisers: tuple[Any, Denoisers] | None = None
         self._inner: list[str] = []
         self._turn: Turn | None = None
-        self._traced: tuple[Any, Trace] | None = None
+        self._traced: dict[Any, Any] = {}
         self._bars: Bars | None = None
 
     @property
@@ -134,7 +134,8 @@ class Parallel:
 
     def _plan(self, turn: Turn, replay: Replay, once: Callable[[], Any], bars: Bars) -> None:
         """Look at the pipeline's loop in one pass and solve it; what no plan can say is left to replay."""
-        options, scout = self.options, Scout(replay.denoisers, self.options.max_rows, self._trace)
+        options, trace = self.options, functools.partial(trace_once, self._traced, trace_loop)
+        scout = Scout(replay.denoisers, options.max_rows, trace)
         turn.player = scout
         replay.stats.passes += 1
         try:
@@ -168,13 +169,6 @@ class Parallel:
             )
             raise NotSupportedError(msg)
 
-    def _trace(self, course: Course) -> Trace:
-        """Trace a scheduler's loop, unless the last call had the same one."""
-        key = course.likeness
-        if self._traced is None or self._traced[0] != key:
-            self._traced = key, trace_loop(course)
-        return self._traced[1]
-
     def progress_bar(self, pipeline: Any, iterable: Any, total: int | None, *args: Any, **kwargs: Any) -> Any:
         """Give a pipeline its progress bar; some have more arguments."""
         if self._bars is None:
@@ -187,7 +181,7 @@ class Parallel:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was read off the scheduler: it may not be pickled, and is found again."""
-        return {**vars(self), "_traced": None, "_denoisers": None}
+        return {**vars(self), "_traced": {}, "_denoisers": None}
 
     def __repr__(self) -> str:
         """Show the options."""

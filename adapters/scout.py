@@ -23,11 +23,10 @@ from .phase import Phase
 from .replay import Ended, Stop
 from .scheduled import Scheduled
 from .secant import overlap
-from .trace import Trace, trace_loop
+from .trace import Trace
 
 _ROUNDING = 256  # units in the last place by which a step may miss the plan's
 _LOUD = 0.3  # size of the made-up part of an output, relative to an output
-Tracer = Callable[[Course], Trace]
 
 
 class Turned(Stop):
@@ -56,7 +55,7 @@ class Scout:
 
     exact = finishing = False
 
-    def __init__(self, denoisers: Denoisers, max_rows: int | None, trace: Tracer = trace_loop) -> None:
+    def __init__(self, denoisers: Denoisers, max_rows: int | None, trace: Callable[[Course], Trace]) -> None:
         self._denoisers, self._max_rows, self._trace = denoisers, max_rows, trace
         self.index = self.steps = 0
         self.first: tuple[Call, Any] | None = None
