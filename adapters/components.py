@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -50,9 +49,8 @@ class Player(Protocol):
         ...
 
 
-@dataclass
 class Turn:
-    """Whose turn it is."""
+    """Whose turn it is; before a pipeline's call and after it nobody's."""
 
     player: Player
 

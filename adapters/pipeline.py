@@ -89,7 +89,7 @@ class Parallel:
             self._denoisers = now, Denoisers(list(modules.values()))
         denoisers, memo, random, components = self._denoisers[1], Memo(), RandomState((args, kwargs)), Kept(pipeline)
         given = [Copy(leaf) for _, leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        turn = Turn(self._replay(denoisers))
+        turn = Turn()
         bars = Bars(functools.partial(self.original.progress_bar, pipeline), lambda: turn.player.exact)
         self._turn, self._bars = turn, bars
 
@@ -117,15 +117,13 @@ class Parallel:
             bars.close()
             denoisers.forget()
             self._turn = self._bars = None
-            del turn.player  # hooks that offload models may keep stand-ins, which know of it
-
-    def _replay(self, denoisers: Denoisers) -> Replay:
-        return Replay(denoisers, self.options.window, self.options.tolerance, self.options.max_rows)
+            vars(turn).clear()  # hooks that offload models may keep stand-ins, which know of it
 
     def _solve(self, turn: Turn, denoisers: Denoisers, once: Callable[[], Any], bars: Bars) -> Any:
         """Run the pipeline's call in parallel."""
-        turn.player = replay = self._replay(denoisers)
-        if self.options.mode != "replay":
+        options = self.options
+        turn.player = replay = Replay(denoisers, options.window, options.tolerance, options.max_rows)
+        if options.mode != "replay":
             self._plan(turn, replay, once, bars)
         result = replay.run(once)
         self._require_calls(replay.index)
