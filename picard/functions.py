@@ -28,18 +28,18 @@ class Functions:
         key: what their code depends on, and whether it is compiled.
     """
 
-    def __init__(self, form: Form, guess: Guess, options: Mapping[str, Any] | None) -> None:
+    def __init__(self, form: Form, guess: Guess, options: Mapping[str, Any] | None, key: object) -> None:
         """Prepare; nothing is compiled before the first call.
 
         Args:
             form: what the code depends on.
             guess: what new nodes start from.
             options: keyword arguments of `torch.compile`; `None` for plain functions.
+            key: of all these.
         """
-        self.form, self.slides = form, Form.takes(guess)
+        self.form, self.slides, self.key = form, Form.takes(guess), key
         part, whole = partial(_advance, form.rules), partial(whole_round, form)
         self.advance = part if options is None else _compile(part, {"dynamic": True, **options})
-        self.key = _key(form, guess, options)
         self.whole: Callable[..., tuple[Whole, Asks]] = whole if options is None else _compile(whole, options)
 
 
@@ -64,26 +64,22 @@ def functions_of(
         InvalidProblemError: if the options are neither.
     """
     if options is False:
-        return Functions(form, guess, None) if plain else None
+        return Functions(form, guess, None, (form, type(guess), None)) if plain else None
     options = {} if options is True else options
     if not isinstance(options, Mapping):
         msg = f"compile must be True, False or keyword arguments of torch.compile; given {describe(options)}"
         raise InvalidProblemError(msg)
-    key = _key(form, guess, options)
+    key = form, type(guess), repr(sorted(options.items()))
     try:
         known = _MADE.get(key)
     except TypeError:  # a rule of the user's that has no hash
-        return Functions(form, guess, options)
+        return Functions(form, guess, options, key)
     if known is None:
-        known = _MADE[key] = Functions(form, guess, options)
+        known = _MADE[key] = Functions(form, guess, options, key)
     return known
 
 
 _MADE: dict[Any, Functions] = {}
-
-
-def _key(form: Form, guess: Guess, options: Mapping[str, Any] | None) -> tuple[object, ...]:
-    return form, type(guess), None if options is None else repr(sorted(options.items()))
 
 
 def _own(function: Callable[..., Any]) -> Callable[..., Any]:
