@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import picard
 from benchmarks.baselines.newton import Diagonal
-from benchmarks.problems import Benchmark, GaussianMixture, benchmarks
+from benchmarks.problems import Benchmark, benchmarks
 
 ROOT = Path(__file__).parents[1]
 TASK = "pick-place-v3"
@@ -100,23 +100,6 @@ class Ballast(nn.Module):
         return answer
 
 
-class Score(nn.Module):
-    """The exact denoiser of a benchmark problem, on any device."""
-
-    def __init__(self, benchmark: Benchmark) -> None:
-        super().__init__()
-        mixture = benchmark.mixture
-        for name in ("means", "variances", "weights"):
-            self.register_buffer(name, getattr(mixture, name))
-        self.register_buffer("signal", benchmark.schedule.alphas_cumprod)
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Predict the data."""
-        mixture = GaussianMixture(*[self.get_buffer(name) for name in ("means", "variances", "weights")])
-        signal = self.get_buffer("signal")[t]
-        return mixture.data(x, signal.sqrt(), (1 - signal).sqrt())
-
-
 def digit(seed: int) -> picard.Diffusion:
     """Make the problem of one digit, of class `seed` modulo 10, for the trained U-Net of the demo."""
     model = Digits()
@@ -148,10 +131,8 @@ def latent(seed: int) -> picard.Diffusion:
     kind: Any = UNet2DConditionModel
     given = (torch.randn(1, 4, 64, 64, dtype=torch.float16), torch.randn(1, 77, 768, dtype=torch.float16))
     network = kind(cross_attention_dim=768, attention_head_dim=8, sample_size=64).half().eval().requires_grad_(False)
-    img256 = benchmarks()["img256"]
-    found = img256.problem(seed)
-    denoiser = replace(found.denoiser, model=Ballast(network, Score(img256), given))
-    return replace(found, denoiser=denoiser)
+    found = benchmarks()["img256"].problem(seed)
+    return replace(found, denoiser=replace(found.denoiser, model=Ballast(network, found.denoiser.model, given)))
 
 
 def cases(seeds: int, networks: bool = True) -> dict[str, Case]:

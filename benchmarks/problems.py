@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import picard
 from picard.schedule import TrainedSchedule
@@ -49,6 +49,22 @@ class GaussianMixture:
         return within + (posterior * means * (slope - (posterior * slope).sum(1, keepdim=True))).sum(1)
 
 
+class Score(nn.Module):
+    """The exact denoiser of a mixture under a schedule, on any device."""
+
+    def __init__(self, mixture: GaussianMixture, schedule: TrainedSchedule) -> None:
+        super().__init__()
+        for name, value in vars(mixture).items():
+            self.register_buffer(name, value)
+        self.register_buffer("signal", schedule.alphas_cumprod)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Predict the data."""
+        mixture = GaussianMixture(*[self.get_buffer(name) for name in ("means", "variances", "weights")])
+        signal = self.get_buffer("signal")[t]
+        return mixture.data(x, signal.sqrt(), (1 - signal).sqrt())
+
+
 @dataclass(frozen=True, eq=False)
 class Benchmark:
     """A mixture, a schedule, a sampler and a window.
@@ -68,16 +84,11 @@ class Benchmark:
     method: str
     steps: int
     window: int
-    model: Callable[..., Tensor] = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Make the exact denoiser a model of the training step."""
-        bar = self.schedule.alphas_cumprod
-
-        def model(x: Tensor, t: Tensor) -> Tensor:
-            return self.mixture.data(x, bar[t].sqrt(), (1 - bar[t]).sqrt())
-
-        object.__setattr__(self, "model", model)
+    @cached_property
+    def model(self) -> Score:
+        """The exact denoiser, a model of the training step."""
+        return Score(self.mixture, self.schedule)
 
     def problem(self, seed: int, batch: int = 1) -> picard.Diffusion:
         """Draw the start and the noise of a batch of samples."""
