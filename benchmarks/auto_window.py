@@ -13,16 +13,16 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import picard
-from benchmarks.cases import digit
+from benchmarks.cases import Ballast, digit
 from benchmarks.hard_problems import hard_problems
 from benchmarks.problems import benchmarks
 from picard import latency
@@ -50,30 +50,16 @@ class Case:
         return picard.solve(self.problem, self.grid, method=self.method, window=window, tolerance=self.tolerance)
 
 
-class Carried(nn.Module):
-    """A network that carries the cost, and an exact denoiser that gives the answer."""
-
-    def __init__(self, width: int, depth: int, model: Callable[..., Tensor]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(*[nn.Linear(width, width) for _ in range(depth)])
-        self.width, self.exact = width, model
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Compute both, return the answer."""
-        self.layers(torch.zeros(len(x), self.width))
-        return self.exact(x, t)
-
-
 def cases() -> dict[str, Case]:
     """Build the models."""
     mixtures = benchmarks()
 
     def carried(name: str, width: int, depth: int, batch: int) -> picard.Diffusion:
-        given = mixtures[name].problem(0, batch)
-        model = Carried(width, depth, mixtures[name].model)
-        denoiser = picard.Denoiser(model, mixtures[name].schedule, prediction="sample")
-        return picard.Diffusion(denoiser, given.x_T, noise=given.noise)
+        problem = mixtures[name].problem(0, batch)
+        torch.manual_seed(0)
+        layers = nn.Sequential(*[nn.Linear(width, width) for _ in range(depth)])
+        model = Ballast(lambda x, _: layers(x), problem.denoiser.model, [torch.zeros(1, width)])
+        return replace(problem, denoiser=replace(problem.denoiser, model=model))
 
     x0 = torch.ones(1, 100, dtype=torch.float64)
     return {

@@ -83,7 +83,9 @@ class Ballast(nn.Module):
         given: the network's other arguments, of one row; by default it is given what the model is.
     """
 
-    def __init__(self, network: nn.Module, answer: Callable[..., Tensor], given: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self, network: Callable[..., Any], answer: Callable[..., Tensor], given: Sequence[Tensor] = ()
+    ) -> None:
         super().__init__()
         self.network, self.answer = network, answer
         for number, value in enumerate(given):
