@@ -67,7 +67,7 @@ class ActionLoop:
             except TypeError as error:  # the policy's own loop will say the same
                 raise NotSupportedError(str(error)) from error
             trace = trace_loop(course)
-            return ActionLoop(trace, _draws(course, trace), Ready(Indexed(trace.plan_).plan(None)))
+            return ActionLoop(trace, _draws(course, trace), Ready(Indexed(trace.plan).plan(None)))
 
     def noise(self, start: Start) -> list[Tensor | None]:
         """Draw the noise of every node, in the scheduler's order."""
@@ -96,7 +96,7 @@ class ActionLoop:
             counts: numbers of rows a call may have, ascending; any if empty.
         """
         x, mask, noise = start.x, start.mask, None
-        if bool((self.trace.plan_.c != 0).any()):
+        if bool((self.trace.plan.c != 0).any()):
             values = torch.stack([torch.zeros_like(x) if one is None else one for one in drawn])
             noise = Noise.from_tensor(values if mask is None else values.masked_fill(mask, 0))
         free = x if mask is None else x.masked_fill(mask, 0)
@@ -167,7 +167,7 @@ def _draws(course: Course, trace: Trace) -> tuple[bool, ...]:
         before = generator.get_state()
         x = advance(twin, torch.zeros_like(x), t, x, step)[0]
         found.append(not torch.equal(before, generator.get_state()))
-    if trace.plan_.nodes != len(found) or not trace.independent:
+    if trace.plan.nodes != len(found) or not trace.independent:
         msg = f"{type(twin).__name__} draws noise that enters several steps: use mode='replay'"
         raise NotSupportedError(msg)
     return tuple(found)

@@ -50,7 +50,7 @@ def trace(scheduler: Any, steps: int, *, scheduler_options: Mapping[str, Any] | 
             "use picard.adapters.diffusers.sample, which takes the noise as the scheduler draws it"
         )
         raise NotSupportedError(msg)
-    return found.plan()
+    return found.plan
 
 
 def sample(
@@ -101,7 +101,7 @@ def sample(
     cond = check_cond({} if cond is None else cond)
     problem = Scheduled(model, found, latents * found.init_noise_sigma, noise=noise, cond=cond)
     run = solve if parallel else sequential
-    solution = run(problem, found.plan_.nodes, method=problem.method, **solve_options)
+    solution = run(problem, found.plan.nodes, method=problem.method, **solve_options)
     return problem.unscaled(solution)
 
 

@@ -58,7 +58,7 @@ def check_loop(
             random.restore()
             start = catch(owner, network, functools.partial(original, **given), given)
             problem = loop.problem(start, loop.noise(start), lambda x, t, *_, **__: ours(x, t[0]))
-            solution = sequential(problem, loop.trace.plan_.nodes, method=loop.method)
+            solution = sequential(problem, loop.trace.plan.nodes, method=loop.method)
             found = projected(start, problem.unscaled(solution).final)
             missed = float((found - right).abs().max() / right.abs().max().clamp_min(1))
             drawn = all(torch.equal(a, b) for a, b in zip(states, RandomState(given).states, strict=True))
@@ -102,7 +102,7 @@ def check_network(loop: ActionLoop, start: Start, network: Callable[..., Any], c
     Raises:
         NotSupportedError: if rows come out differently.
     """
-    last = loop.trace.plan_.nodes - 1
+    last = loop.trace.plan.nodes - 1
     problem, random = loop.problem(start, [None] * (last + 1), network, counts), RandomState(())
     samples = torch.arange(len(start.x), device=start.x.device)
     node = torch.cat([0 * samples, 0 * samples + last])

@@ -29,7 +29,7 @@ class MadeUp:
     def __call__(self, x: Tensor, t: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         """Predict data that schedulers clip here and there, with a dependence between neighbours, and no steep one."""
         found = self._trace
-        node, self.count = min(self.count, found.plan_.nodes - 1), self.count + 1
+        node, self.count = min(self.count, found.plan.nodes - 1), self.count + 1
         times = torch.as_tensor(t, device="cpu") if isinstance(t, (int, float, Tensor)) else None
         if self.shape is None:
             self.shape, self._given = x.shape, copied((args, kwargs))

@@ -80,7 +80,7 @@ class Planned:
         self._guidance = scout.measured.guidance()
         for phase in self._phases:
             phase.freeze()
-        self.nodes, self._samples = scout.problem.trace.plan_.nodes, len(scout.problem.start)
+        self.nodes, self._samples = scout.problem.trace.plan.nodes, len(scout.problem.start)
         order = torch.arange(self.nodes, dtype=torch.int64, device="cpu")
         self._problem = replace(
             scout.problem,
@@ -119,7 +119,7 @@ class Planned:
         """
         self._check, each = check, self.rows // self._samples
         self._most = sys.maxsize if options.max_rows is None else max(1, options.max_rows // each)
-        method = Weighed(self._problem.trace.plan_, self._problem.trace.w)
+        method = Weighed(self._problem.trace.plan, self._problem.trace.w)
         effect, errors = method.effect.to(self._inputs), [self._inputs.new_zeros(())]
 
         def note(info: RoundInfo) -> None:

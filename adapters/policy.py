@@ -157,7 +157,7 @@ class ParallelPolicy:
     def _solve(self, owner: Any, loop: ActionLoop, start: Start) -> tuple[Tensor, Stats]:
         """Solve the plan in parallel."""
         options, network = self.options, getattr(owner, self.network)
-        plan, batch, horizon = loop.trace.plan_, len(start.x), start.x.shape[-2]
+        plan, batch, horizon = loop.trace.plan, len(start.x), start.x.shape[-2]
         drawn = loop.noise(start)
         guess: str | Expected = options.guess
         by = options.warm_start if isinstance(options.warm_start, int) else _count(owner, "n_action_steps")

@@ -67,11 +67,11 @@ class Scheduled(Problem):
     @property
     def method(self) -> Indexed:
         """The plan, its times replaced by the index of the node."""
-        return Indexed(self.trace.plan_)
+        return Indexed(self.trace.plan)
 
     def points(self, grid: Any) -> Levels:
         """Count the nodes from one on, so that every point is known by its number."""
-        count = torch.arange(1, self.trace.plan_.nodes + 1, dtype=torch.float64, device="cpu")
+        count = torch.arange(1, self.trace.plan.nodes + 1, dtype=torch.float64, device="cpu")
         ones = torch.ones(len(count) + 1, dtype=torch.float64, device="cpu")
         return Levels(count, ones, ones)
 
@@ -151,7 +151,7 @@ def draw_noise(
     Returns:
         The realization, or `None` for a deterministic loop.
     """
-    twin, plan = course.twin(), found.plan_
+    twin, plan = course.twin(), found.plan
     step = dict(course.step) | ({"generator": generator} if takes_generator(twin) else {})
     wide = torch.promote_types(latents.dtype, torch.float32)
     scale, c = found.scale.tolist(), plan.c.tolist()

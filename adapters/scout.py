@@ -83,7 +83,7 @@ class Scout:
         value = loud * noise.to(known.device)
         if self.problem is None:
             value = value + (known if len(known) == call.rows else 0)
-        elif self.steps < self.problem.trace.plan_.nodes:
+        elif self.steps < self.problem.trace.plan.nodes:
             part = overlap(call.x, value)
             slope = -float(self.problem.trace.u[self.steps] / self.problem.trace.w[self.steps])
             value[part] += slope * call.x[part]
@@ -112,7 +112,7 @@ class Scout:
         Raises:
             Unplanned: if the loop ended before the plan does, or a step was not the plan's.
         """
-        if self.problem is None or self.steps != self.problem.trace.plan_.nodes or self._made:
+        if self.problem is None or self.steps != self.problem.trace.plan.nodes or self._made:
             msg = f"its loop makes {self.steps} steps, which is not what the scheduler lists"
             raise Unplanned(msg)
         if self._missed and float(torch.stack(self._missed).max()) > _ROUNDING:
@@ -141,7 +141,7 @@ class Scout:
             msg = "the arguments of the scheduler's step change"
             raise Unplanned(msg)
         found, node = self.problem.trace, self.steps
-        if node == found.plan_.nodes or float(number(t)) != float(found.timesteps[node]):
+        if node == found.plan.nodes or float(number(t)) != float(found.timesteps[node]):
             msg = "its loop does not visit the timesteps that the scheduler lists"
             raise Unplanned(msg)
         x, m = self._folded(x), self._folded(output)
@@ -194,7 +194,7 @@ class Scout:
         if self.problem is None:
             return
         problem, node = self.problem, self.steps
-        found, plan = problem.trace, problem.trace.plan_
+        found, plan = problem.trace, problem.trace.plan
         wide = problem.x0.dtype
         z = x.to(wide) * float(found.scale[node])
         self._past.appendleft(z)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from picard.device import on_host
 from picard.errors import NotSupportedError, PicardError
-from picard.grid import Levels, Times
+from picard.grid import Levels
 from picard.plan import Plan
 
 from .course import FAILURES, Course
@@ -40,7 +40,7 @@ class Trace:
         independent: whether a draw of noise enters one node only.
     """
 
-    plan_: Plan
+    plan: Plan
     timesteps: Tensor
     scale: Tensor
     init_noise_sigma: float
@@ -49,10 +49,6 @@ class Trace:
     clip: Clip | None
     shares: Tensor
     independent: bool
-
-    def plan(self, points: Times | Levels | None = None) -> Plan:
-        """Return the plan, whatever the points: the scheduler has its own."""
-        return self.plan_
 
 
 def trace_loop(course: Course) -> Trace:

@@ -44,11 +44,11 @@ def _missed(course: Course, found: Trace) -> float:
     latents = 3 * torch.randn(_SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
     start = latents * found.init_noise_sigma
     torch.manual_seed(0)
-    noisy = bool((found.plan_.c != 0).any())
+    noisy = bool((found.plan.c != 0).any())
     noise = draw_noise(course, found, latents, torch.Generator().manual_seed(1)) if noisy else None
     model = MadeUp(found)
     problem = Scheduled(lambda y, t: model(y, t[0]), found, start, noise=noise)
-    planned = problem.unscaled(sequential(problem, found.plan_.nodes, method=problem.method)).final
+    planned = problem.unscaled(sequential(problem, found.plan.nodes, method=problem.method)).final
     torch.manual_seed(0)
     twin, x, model = course.twin(), start, MadeUp(found)
     step = dict(course.step) | ({"generator": torch.Generator().manual_seed(1)} if takes_generator(twin) else {})
