@@ -36,7 +36,6 @@ from .stats import Stats
 logger = logging.getLogger("picard")
 _REPLAYED = 1e-4
 _KEPT = 16  # kinds of calls whose loops are remembered
-Call = Callable[..., Any]
 
 
 class ParallelPolicy:
@@ -116,7 +115,7 @@ class ParallelPolicy:
         self.stats = stats
         return actions
 
-    def _find(self, owner: Any, own: Call, named: Mapping[str, Any]) -> ActionLoop | None:
+    def _find(self, owner: Any, own: Callable[..., Any], named: Mapping[str, Any]) -> ActionLoop | None:
         """Find the policy's loop as a plan, or find it again; `None` if there is none and replay may do."""
         key = self._what_matters(owner, named)
         if key not in self._loops:
@@ -139,7 +138,7 @@ class ParallelPolicy:
         state = (scheduler, repr(scheduler.config), owner.num_inference_steps, context.mixed, context.training)
         return *state, arguments, repr(named["step"])
 
-    def _checked(self, owner: Any, own: Call, named: Mapping[str, Any]) -> ActionLoop:
+    def _checked(self, owner: Any, own: Callable[..., Any], named: Mapping[str, Any]) -> ActionLoop:
         """Read the loop off the scheduler, and check that the policy's own code runs it and rows are independent."""
         if torch.is_autocast_enabled(device_of(owner)):
             msg = "under autocast the scheduler draws noise in the dtype of the network's output: use mode='replay'"
@@ -209,7 +208,7 @@ class ParallelPolicy:
         most = min(self.options.window * batch, self.options.max_rows or sys.maxsize)
         return min(batch, most), most
 
-    def _replay(self, owner: Any, once: Call, arguments: Any) -> tuple[Any, Stats]:
+    def _replay(self, owner: Any, once: Callable[..., Any], arguments: Any) -> tuple[Any, Stats]:
         """Run the policy's own loop again and again."""
         options = self.options
         tolerance = _REPLAYED if options.tolerance is None else options.tolerance

@@ -120,9 +120,8 @@ class Replay:
             output = self._evaluate([call])[0]  # its input is exact
             self._accept(call, output)
             self._first = (call, output)
-            self._last[module, call.phase] = (call, output)
-            return self._answer(output)
-        self._pass[i] = (call, output)
+        else:
+            self._pass[i] = (call, output)
         self._last[module, call.phase] = (call, output)
         return self._answer(output)
 

@@ -15,6 +15,8 @@ from torch import Generator, Tensor
 
 from picard.conditioning import versions
 
+from .calls import leaves
+
 
 def stand_in(component: Any, **methods: Callable[..., Any]) -> Any:
     """Make an object that shares everything with a component except some methods.
@@ -100,7 +102,8 @@ class RandomState:
     """Every random state a pipeline call may use: the global ones and the generators among its arguments."""
 
     def __init__(self, arguments: Any) -> None:
-        own = [(one.get_state, one.set_state) for one in dict.fromkeys(_generators(arguments))]
+        generators = dict.fromkeys(leaf for _, leaf in leaves(arguments) if isinstance(leaf, Generator))
+        own = [(one.get_state, one.set_state) for one in generators]
         known = [*own, (torch.get_rng_state, torch.set_rng_state), *_of_devices()]
         self._kept = [(put, get()) for get, put in known]
         self._python, self._numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002  # callbacks'
@@ -125,14 +128,3 @@ def _of_devices() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None]]]:
             yield module.get_rng_state_all, module.set_rng_state_all
     if torch.backends.mps.is_available():
         yield torch.mps.get_rng_state, torch.mps.set_rng_state
-
-
-def _generators(tree: Any) -> Iterator[Generator]:
-    if isinstance(tree, Generator):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from _generators(value)
-    elif isinstance(tree, (list, tuple)):
-        for value in tree:
-            yield from _generators(value)
