@@ -29,24 +29,23 @@ class GaussianMixture:
 
     def data(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Return E[data | alpha data + sigma noise = x], the exact denoiser; all arguments have a rows dimension."""
-        alpha, sigma = alpha[:, None, None], sigma[:, None, None]
-        total = alpha**2 * self.variances + sigma**2
-        offset = x[:, None] - alpha * self.means
-        score = torch.log(self.weights) - 0.5 * (offset**2 / total + torch.log(total)).sum(-1)
-        posterior = torch.softmax(score, 1)[..., None]
-        return (posterior * (self.means + alpha * self.variances / total * offset)).sum(1)
+        posterior, means, *_ = self._components(x, alpha, sigma)
+        return (posterior * means).sum(1)
 
     def diagonal(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Return the diagonal of the Jacobian of `data`, shape (rows, dims)."""
+        posterior, means, slope, total = self._components(x, alpha, sigma)
+        within = (posterior * alpha[:, None, None] * self.variances / total).sum(1)
+        return within + (posterior * means * (slope - (posterior * slope).sum(1, keepdim=True))).sum(1)
+
+    def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return every component's probability, mean of the data, slope of the log density, and variance of x."""
         alpha, sigma = alpha[:, None, None], sigma[:, None, None]
         total = alpha**2 * self.variances + sigma**2
         offset = x[:, None] - alpha * self.means
         score = torch.log(self.weights) - 0.5 * (offset**2 / total + torch.log(total)).sum(-1)
-        posterior = torch.softmax(score, 1)[..., None]
         means = self.means + alpha * self.variances / total * offset
-        slope = -offset / total
-        within = (posterior * alpha * self.variances / total).sum(1)
-        return within + (posterior * means * (slope - (posterior * slope).sum(1, keepdim=True))).sum(1)
+        return torch.softmax(score, 1)[..., None], means, -offset / total, total
 
 
 class Score(nn.Module):
