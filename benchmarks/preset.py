@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -20,22 +20,10 @@ import numpy as np
 import torch
 
 import picard
-from benchmarks.cases import digit
-from benchmarks.problems import benchmarks
+from benchmarks.cases import Case, cases
 
 OPTIONS: Mapping[str, dict[str, Any]] = {"ParaDiGMS preset": picard.presets.PARADIGMS, "default": {}}
 TAUS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
-
-
-@dataclass(frozen=True)
-class Case:
-    """Problems that differ by their seed, each with its sequential sample."""
-
-    method: str
-    steps: int
-    window: int
-    problems: Sequence[picard.Diffusion]
-    references: Sequence[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,23 +36,13 @@ class Cost:
     mean_error: float
 
 
-def case(make: Callable[[int], picard.Diffusion], method: str, steps: int, window: int, seeds: int) -> Case:
-    """Build the problems of seeds 0, 1, ... and solve them sequentially."""
-    problems = [make(seed) for seed in range(seeds)]
-    references = [picard.sequential(problem, steps, method=method).final for problem in problems]
-    return Case(method, steps, window, problems, references)
-
-
 def measure(given: Case, options: Mapping[str, Any]) -> Cost:
     """Solve every problem of a case on its own, and average."""
     solutions = [
         picard.solve(problem, given.steps, method=given.method, window=given.window, **options)
         for problem in given.problems
     ]
-    errors = [
-        float((solution.final - reference).square().mean().sqrt())
-        for solution, reference in zip(solutions, given.references, strict=True)
-    ]
+    errors = given.errors([solution.final for solution in solutions])
     return Cost(
         fmean(solution.stats.rounds for solution in solutions),
         fmean(solution.stats.evaluations for solution in solutions),
@@ -78,23 +56,22 @@ def mixtures(seeds: int) -> dict[str, dict[str, Any]]:
     print("| problem | steps | window | options | rounds | evaluations | median error | mean error |")
     print("|---|---|---|---|---|---|---|---|")
     found: dict[str, dict[str, Any]] = {}
-    for name, problem in benchmarks().items():
-        solved = case(problem.problem, problem.method, problem.steps, problem.window, seeds)
+    for name, case in cases(seeds, networks=False).items():
         for label, options in OPTIONS.items():
-            cost = measure(solved, options)
+            cost = measure(case, options)
             found.setdefault(name, {})[label] = asdict(cost)
-            print(f"| {name} | {problem.steps} | {problem.window} | {label} {_cells(cost)}", flush=True)
+            print(f"| {name} | {case.steps} | {case.window} | {label} {_cells(cost)}", flush=True)
     return found
 
 
 def digits(seeds: int) -> dict[str, Any]:
     """Run one digit of the trained U-Net at a time, over a range of tolerances, and compare at equal error."""
-    solved = case(digit, "ddpm", 1000, 64, seeds)
+    case = cases(seeds)["digits"]
     print("\n| tau | options | rounds | evaluations | median error | mean error |\n|---|---|---|---|---|---|")
     sweep: dict[str, list[Cost]] = {}
     for label, options in OPTIONS.items():
         for tau in TAUS:
-            sweep.setdefault(label, []).append(measure(solved, {**options, "tolerance": tau}))
+            sweep.setdefault(label, []).append(measure(case, {**options, "tolerance": tau}))
             print(f"| {tau:g} | {label} {_cells(sweep[label][-1])}", flush=True)
     preset, default = (sweep[label] for label in OPTIONS)
     columns = "rounds, preset to default | evaluations | ratio of rounds | ratio of evaluations"
