@@ -14,6 +14,7 @@ from torch import Tensor
 
 from picard.device import on_host
 from picard.errors import NotSupportedError, close_match
+from picard.problem import check_cond
 
 # What a scheduler may fail with on values that it is not made for.
 FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -134,14 +135,15 @@ def number(t: Any) -> Tensor:
     return found.flatten()[0].cpu()
 
 
-def sort_options(scheduler: Any, given: Mapping[str, Any]) -> Options:
+def sort_options(scheduler: Any, options: Mapping[str, Any] | None) -> Options:
     """Sort extra arguments between `set_timesteps` and `step`, by their signatures.
 
     Raises:
         TypeError: if neither takes an argument of that name.
+        InvalidProblemError: if the options have no names.
         NotSupportedError: if the scheduler has no usual `step`.
     """
-    name = type(scheduler).__name__
+    name, given = type(scheduler).__name__, check_cond({} if options is None else options, "scheduler_options")
     if not hasattr(scheduler, "step") or not hasattr(scheduler, "set_timesteps"):
         msg = f"{name} has no `set_timesteps` and `step`, so its loop cannot be traced"
         raise NotSupportedError(msg)

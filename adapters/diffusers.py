@@ -41,9 +41,10 @@ def trace(scheduler: Any, steps: int, *, scheduler_options: Mapping[str, Any] | 
 
     Raises:
         NotSupportedError: if the scheduler's loop has no such form; says why, and which setting causes it.
+        InvalidProblemError: if the options have no names.
         TypeError: if an option is unknown.
     """
-    found = traced(Course.of(scheduler, steps, sort_options(scheduler, scheduler_options or {})))
+    found = traced(Course.of(scheduler, steps, sort_options(scheduler, scheduler_options)))
     if not found.independent:
         msg = (
             f"{type(scheduler).__name__} lets one draw of noise enter several steps, which a plan cannot say: "
@@ -92,10 +93,9 @@ def sample(
     check_callable("model", model, "x, t, **cond")
     check_state("latents", latents)
     check_flags(parallel=parallel)
-    given = check_cond({} if scheduler_options is None else scheduler_options, "scheduler_options")
     if num_inference_steps is not None:  # then a grid of the caller's own says it
         check_count("num_inference_steps", num_inference_steps)
-    course = Course.of(scheduler, num_inference_steps, sort_options(scheduler, given))
+    course = Course.of(scheduler, num_inference_steps, sort_options(scheduler, scheduler_options))
     found = trace_once(_LAST.of(scheduler), traced, course)
     noise = draw_noise(course, found, latents, generator)
     cond = check_cond({} if cond is None else cond)

@@ -27,7 +27,7 @@ def linear_betas(train_steps: int, first: float, last: float, power: float) -> T
         InvalidProblemError: if a beta is outside [0, 1), or the number of steps is none.
     """
     count = check_count("train_steps", train_steps)
-    start, end = check_beta("beta_start", first) ** (1 / power), check_beta("beta_end", last) ** (1 / power)
+    start, end = _check_beta("beta_start", first) ** (1 / power), _check_beta("beta_end", last) ** (1 / power)
     return torch.linspace(start, end, count, dtype=torch.float64, device="cpu") ** power
 
 
@@ -46,10 +46,10 @@ def cosine_betas(train_steps: int, most: float) -> Tensor:
     """
     u = torch.linspace(0, 1, check_count("train_steps", train_steps) + 1, dtype=torch.float64, device="cpu")
     bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-    return (1 - bar[1:] / bar[:-1]).clamp_max(check_beta("max_beta", most))
+    return (1 - bar[1:] / bar[:-1]).clamp_max(_check_beta("max_beta", most))
 
 
-def check_beta(name: str, value: float) -> float:
+def _check_beta(name: str, value: float) -> float:
     """Return a beta, which must be within [0, 1).
 
     Raises:

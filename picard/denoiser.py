@@ -144,14 +144,14 @@ class Denoiser:
 
     def _call(self, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
         output: object = self.model(x, t, **cond)
-        fits = isinstance(output, Tensor) and output.shape == x.shape and output.device == x.device
-        if not isinstance(output, Tensor) or not fits or not output.is_floating_point():
-            fix = "unpack outputs such as `.sample`, and drop learned variance channels, in a small wrapper"
-            if isinstance(output, Tensor) and output.shape[1:] == x.shape[1:] and len(output) != len(x):
+        fix = "unpack outputs such as `.sample`, and drop learned variance channels, in a small wrapper"
+        if isinstance(output, Tensor):
+            if output.is_floating_point() and output.shape == x.shape and output.device == x.device:
+                return output
+            if output.shape[1:] == x.shape[1:] and len(output) != len(x):
                 fix = "pass what has one row a sample in cond, as tensors, which are repeated for the rows of a call"
-            msg = (
-                f"the model must return a floating tensor shaped and placed as its input, {describe(x)}; "
-                f"it returned {describe(output)}: {fix}"
-            )
-            raise InvalidProblemError(msg)
-        return output
+        msg = (
+            f"the model must return a floating tensor shaped and placed as its input, {describe(x)}; "
+            f"it returned {describe(output)}: {fix}"
+        )
+        raise InvalidProblemError(msg)

@@ -96,11 +96,16 @@ def describe(value: object) -> str:
     """Describe a value for a message: shapes and dtypes of tensors, never their numbers."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
-    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    if any(isinstance(item, torch.Tensor) for item in inside):
+    if holds_tensors(value):
         return f"a {type(value).__name__} of tensors"
     text = repr(value)
     return f"{text} ({type(value).__name__})" if len(text) <= _MOST else f"a {type(value).__name__}"
+
+
+def holds_tensors(value: object) -> bool:
+    """Say whether a mapping, list or tuple has tensors in it."""
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return any(isinstance(item, torch.Tensor) for item in inside)
 
 
 def check_choice(name: str, value: object, known: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from picard.convert import Conversion
 from picard.device import check_data
-from picard.errors import InvalidProblemError, describe
+from picard.errors import InvalidProblemError, describe, holds_tensors
 from picard.grid import Levels, Times
 from picard.noise import Noise
 from picard.rows import Rows
@@ -145,7 +145,7 @@ def check_state(name: str, x: object) -> None:
 
 def floating(name: str, x: object) -> str:
     """Say how to make a floating tensor of something, nothing if it is one."""
-    if isinstance(x, (Mapping, tuple)) and describe(x).endswith("of tensors"):
+    if isinstance(x, (Mapping, tuple)) and holds_tensors(x):
         parts = f"{name}.values()" if isinstance(x, Mapping) else name
         return f"torch.cat([part.flatten(1) for part in {parts}], 1), and take the parts apart in the function"
     if not isinstance(x, Tensor):

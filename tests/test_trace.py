@@ -315,3 +315,9 @@ def test_what_a_sample_is_given_is_checked(changes: dict[str, Any], says: str) -
     given = {"latents": torch.ones(1, 2), "num_inference_steps": 3, **changes}
     with pytest.raises(picard.InvalidProblemError, match=says):
         adapter.sample(lambda x, t: x, library.DDIMScheduler(), **given)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_options_of_a_trace_must_have_names() -> None:
+    with pytest.raises(picard.InvalidProblemError, match="scheduler_options must map"):
+        adapter.trace(library.DDIMScheduler(), 3, scheduler_options=[0.5])  # type: ignore[arg-type]
