@@ -50,10 +50,8 @@ class DistributedError(PicardError, RuntimeError):
 class MissingDependencyError(PicardError, ImportError):
     """An optional dependency is needed and not installed."""
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"this needs the package `{package}`, which is not installed: pip install 'torch-picard[{extra}]'"
-        )
+    def __init__(self, package: str) -> None:
+        super().__init__(f"this needs the package `{package}`, which is not installed: pip install {package}")
 
 
 class NotConvergedError(PicardError, RuntimeError):

@@ -60,7 +60,7 @@ class Progress:
             try:
                 from tqdm.auto import tqdm
             except ImportError as error:
-                raise MissingDependencyError("tqdm", "all") from error
+                raise MissingDependencyError("tqdm") from error
             self._bar = tqdm(total=total, unit="step")
 
     def show(self, done: Callable[[], int]) -> None:

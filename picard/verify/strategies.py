@@ -42,7 +42,7 @@ def _st() -> Any:
     try:
         from hypothesis import strategies
     except ImportError as error:
-        raise MissingDependencyError("hypothesis", "verify") from error
+        raise MissingDependencyError("hypothesis") from error
     return strategies
 
 
