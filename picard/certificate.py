@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -74,9 +74,9 @@ class PathCertificate:
         plan: the plan solved.
     """
 
-    defect: Float[Tensor, "nodes batch"]
+    defect: Float[Tensor, "nodes batch"] = field(repr=False)
     lipschitz_estimate: float
-    plan: Plan
+    plan: Plan = field(repr=False)
 
     @property
     def residual(self) -> Float[Tensor, " batch"]:
