@@ -77,14 +77,16 @@ class NonFiniteError(PicardError, ArithmeticError):
     def __init__(
         self, *, round_number: int, step: int, time: float, sample: int, where: str, solution: Solution
     ) -> None:
-        advice = {
-            "drift": "check the model at this input; where the state has grown without bound before, use more steps",
-            "state": "the step overflows: use more steps, a wider dtype or another method",
+        what, advice = {
+            "drift": (
+                "what the model returns",
+                "check the model at this input; where the state has grown without bound before, use more steps",
+            ),
+            "state": ("the state", "the step overflows: use more steps, a wider dtype or another method"),
         }[where]
         which = f" of sample {sample}" if solution.stats.batch > 1 else ""
         super().__init__(
-            f"the {where} must be finite; it is not at step {step} (time {time:g}){which}, "
-            f"in round {round_number}: {advice}"
+            f"{what} must be finite; it is not at step {step} (time {time:g}){which}, in round {round_number}: {advice}"
         )
         self.round, self.step, self.time, self.sample, self.where = round_number, step, time, sample, where
         self.solution = solution

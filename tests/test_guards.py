@@ -52,6 +52,7 @@ def test_a_model_that_fails_is_named(linearization: str, step: int, sample: int,
     assert error.round == len(rounds) + 1
     assert f"step {step}" in str(error)
     assert f"sample {sample}" in str(error)
+    assert str(error).startswith("what the model returns must be finite")  # a diffusion model has no drift
     assert partial.status[sample] is Status.NON_FINITE
     assert partial.converged[sample] == step
     assert partial.stats.rounds == error.round
