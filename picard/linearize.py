@@ -120,11 +120,14 @@ def resolve_linearization(given: str | Linearization) -> Linearization:
     """Turn a name into a linearization; an object is returned as it is.
 
     Raises:
-        InvalidProblemError: if the name is unknown or the object has no `slopes`.
+        InvalidProblemError: if the name is unknown or the object lacks something.
     """
     if isinstance(given, str) and given in LINEARIZATIONS:
         return LINEARIZATIONS[given]
     if isinstance(given, (str, type)) or not isinstance(given, Linearization):
-        msg = f"unknown linearization {describe(given)}: {close_match(str(given), LINEARIZATIONS)}"
+        msg = (
+            "linearization must be a name or an object with slopes(evidence), measures, share and taper; "
+            f"given {describe(given)}: {close_match(str(given), LINEARIZATIONS)}"
+        )
         raise InvalidProblemError(msg)
     return given

@@ -143,7 +143,10 @@ def checked(value: object, diffusion: Tensor | None, x: Tensor) -> tuple[Tensor,
     """
     same = isinstance(value, Tensor) and (value.shape, value.dtype, value.device) == (x.shape, x.dtype, x.device)
     if not same or not isinstance(value, Tensor):
-        fix = ": write .to(x.dtype)" if isinstance(value, Tensor) and value.shape == x.shape else ""
+        fix = ""
+        if isinstance(value, Tensor) and value.device == x.device:
+            column = f"t[:{', None' * (x.ndim - 1)}]"
+            fix = ": write .to(x.dtype)" if value.shape == x.shape else f": write {column} where t, (rows,), meets x"
         shape = ", ".join(["rows", *map(str, x.shape[1:])])
         given = f"a tensor of shape ({shape}), {x.dtype}, on {x.device}"
         msg = f"the model must return what it is given: {given}; for {len(x)} rows it returned {describe(value)}{fix}"

@@ -144,6 +144,11 @@ CASES: dict[str, Refusal] = {
     "named parts": (lambda: diffusion_from({"a": X}), InvalidProblemError, ["a dict of tensors", "x_T.values()]"]),  # type: ignore[arg-type]
     # the drift
     "other shape": (drifting(lambda x: x[:, :2]), InvalidProblemError, ["what it is given", ", 3)", ", 2)"]),
+    "time as one number": (
+        lambda: solve(picard.ODE(lambda t, x: torch.cos(t) - x, torch.ones(2, 1, 1)), times(5).float(), method="euler"),
+        InvalidProblemError,
+        ["write t[:, None, None] where t, (rows,), meets x"],
+    ),
     "other dtype": (drifting(lambda x: x.float()), InvalidProblemError, ["float64", "float32", "write .to(x.dtype)"]),
     "other device": (drifting(lambda x: x.to("meta")), InvalidProblemError, ["on cpu", "on meta"]),
     "a tuple": (drifting(lambda x: (x,)), InvalidProblemError, ["returned", "tuple"]),
@@ -371,6 +376,11 @@ CASES: dict[str, Refusal] = {
         ["window"],
     ),
     "linearization": (optioned(linearization="secnt"), InvalidProblemError, ["did you mean 'secant'", "frozen"]),
+    "half a linearization": (
+        optioned(linearization=SimpleNamespace(slopes=lambda evidence: evidence.u)),
+        InvalidProblemError,
+        ["slopes(evidence), measures, share and taper"],
+    ),
     "guess": (optioned(guess="hld"), InvalidProblemError, ["did you mean 'hold'", "copy"]),
     "warm start's shape": (optioned(guess=torch.zeros(5, 2, 2)), InvalidProblemError, ["(6, 2, 2)", "save='all'"]),
     "warm start's values": (optioned(guess=torch.full((6, 2, 2), NAN)), InvalidProblemError, ["must be finite"]),
