@@ -105,7 +105,7 @@ def odeint(
         y0: initial state, a floating or complex tensor of any shape, or a tuple of such.
         t: times of the result, one-dimensional, increasing or decreasing. It is also the grid of the method, unless
             `options` say otherwise.
-        rtol: relative part of the largest distance to the sequential solution; see `RelAbs`.
+        rtol: relative part of the largest change at which a state is accepted; see `RelAbs`.
         atol: absolute part.
         method: `"euler"`, `"midpoint"`, `"heun2"`, `"heun3"`, `"rk4"` (the 3/8 rule, as in torchdiffeq), or an
             integrator.

@@ -78,7 +78,7 @@ def sdeint(
             Stratonovich.
         dt: step size; steps start at ts[0] and do not stop at the others, between which the result is linear.
         adaptive: not supported.
-        rtol: relative part of the largest distance to the sequential solution; see `RelAbs`.
+        rtol: relative part of the largest change at which a state is accepted; see `RelAbs`.
         atol: absolute part.
         dt_min: not used, as for all fixed steps.
         options: `rows=True` if f and g take rows themselves, t (rows,) and y (rows, d), which gives every sample its
