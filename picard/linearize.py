@@ -125,6 +125,6 @@ def resolve_linearization(given: str | Linearization) -> Linearization:
     if isinstance(given, str) and given in LINEARIZATIONS:
         return LINEARIZATIONS[given]
     if isinstance(given, (str, type)) or not isinstance(given, Linearization):
-        msg = f"unknown linearization {describe(given)}: {close_match(str(given), LINEARIZATIONS)}"
+        msg = f"unknown linearization {describe(given)}: {close_match(given, LINEARIZATIONS)}"
         raise InvalidProblemError(msg)
     return given
