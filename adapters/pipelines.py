@@ -48,11 +48,8 @@ def parallelize(
         InvalidProblemError: if an option has the wrong form.
     """
     check_choice("mode", mode, get_args(Mode))
-    nodes, most, relative = (
-        check_limit("window", window),
-        check_limit("max_rows", max_rows),
-        number("tolerance", tolerance),
-    )
+    nodes, most = check_limit("window", window), check_limit("max_rows", max_rows)
+    relative = number("tolerance", tolerance)
     if not 0 <= relative < 1:
         msg = f"tolerance must be in [0, 1), relative to the denoiser's output; given {relative:g}"
         raise InvalidProblemError(msg)

@@ -159,8 +159,7 @@ class ParallelPolicy:
         plan, batch, horizon = loop.trace.plan, len(start.x), start.x.shape[-2]
         drawn = loop.noise(start)
         guess: str | Expected = options.guess
-        by = options.warm_start
-        by = _count(owner, "n_action_steps") if by is None or by == "shift" else by
+        by = options.warm_start if isinstance(options.warm_start, int) else _count(owner, "n_action_steps")
         if options.warm_start is not None:
             check_shift(by, horizon)
             if self._past is not None and self._past.fits(start, drawn):

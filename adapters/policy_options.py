@@ -46,10 +46,11 @@ class PolicyOptions:
         check_choice("mode", self.mode, get_args(Mode))
         check_choice("guess", self.guess, _GUESSES)
         check_flags(certify=self.certify, fresh_noise=self.fresh_noise)
-        check_count("window", self.window, ", the rows that the network evaluates in about twice the time of one")
-        check_limit("max_rows", self.max_rows)
-        check_limit("actions", self.actions)
-        check_limit("warm_start", self.warm_start, "shift")
+        rows = ", the rows that the network evaluates in about twice the time of one"
+        object.__setattr__(self, "window", check_count("window", self.window, rows))
+        for name, words in (("max_rows", ()), ("actions", ()), ("warm_start", ("shift",))):
+            count = check_limit(name, getattr(self, name), *words)
+            object.__setattr__(self, name, getattr(self, name) if count is None else count)
         object.__setattr__(self, "tolerance", check_tolerance(self.tolerance))
         if self.actions is not None and isinstance(self.tolerance, (FixedRounds, TotalVariation)):
             msg = (

@@ -266,6 +266,7 @@ CASES: dict[str, Refusal] = {
         ["permutations", "at most 1000000"],
     ),
     "absurd batch": (lambda: verify.tanh_ode(0, batch=2**63), InvalidProblemError, ["batch", "at most 1000000000"]),
+    "shape of shares": (lambda: verify.tanh_ode(0, shape=(2.5,)), InvalidProblemError, ["every entry", "2.5 (float)"]),  # type: ignore[arg-type]
     "shape as a number": (
         lambda: verify.tanh_ode(0, shape=3),  # type: ignore[arg-type]
         InvalidProblemError,
@@ -581,5 +582,7 @@ def test_counts_are_whatever_counts() -> None:
         made = solve(pendulum(), times(5), method="euler", window=three, max_rows=three, tolerance=FixedRounds(three))
         assert made.success
     assert verify.Case(diffusion(), torch.tensor(3), "ddim").steps == 3
+    x, y, most = start(8, 1), start(8, 1, seed=1), torch.tensor(9)
+    assert type(verify.energy_test(x, y, permutations=most).p_value) is float  # type: ignore[arg-type]
     assert verify.tanh_ode(0, batch=np.int64(3)).x0.shape == (3, 3)  # type: ignore[arg-type]
-    assert verify.classifier_test(start(8, 1), start(8, 1, seed=1), seed=np.int64(3)).p_value > 0  # type: ignore[arg-type]
+    assert verify.classifier_test(x, y, seed=np.int64(3)).p_value > 0  # type: ignore[arg-type]

@@ -63,7 +63,7 @@ def picard_bound(gains: Float[Tensor, " steps"], rounds: int) -> Float[Tensor, "
     Raises:
         InvalidProblemError: if a gain or the number of rounds is negative.
     """
-    check_count("rounds", rounds, least=0)
+    rounds = check_count("rounds", rounds, least=0)
     gains = _check_gains("gains", gains)
     if rounds == 0:
         return torch.cat([gains.new_zeros(1), torch.ones_like(gains)])
@@ -84,7 +84,7 @@ def factorial_bound(lipschitz: float, length: float, rounds: int) -> float:
     Raises:
         InvalidProblemError: if `L T` is not finite or the number of rounds is negative.
     """
-    check_count("rounds", rounds, least=0)
+    rounds = check_count("rounds", rounds, least=0)
     size = abs(number("lipschitz", lipschitz) * number("length", length))
     if not size < math.inf:
         msg = f"lipschitz * length must be finite; given {lipschitz} and {length}"

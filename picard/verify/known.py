@@ -34,7 +34,7 @@ def _orthogonal(dims: int, generator: torch.Generator) -> Tensor:
 
 
 def _start(batch: int, shape: Sequence[int], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    check_size("batch", batch)
+    batch = check_size("batch", batch)
     return torch.randn(batch, *shape, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
 
 
@@ -57,11 +57,10 @@ def tanh_ode(
     """
     generator = seeded(seed)
     check_dtype(dtype)
-    sizes = wholes(shape)
-    if not sizes:
+    if not wholes(shape):
         msg = f"shape must list the sizes of one state; given {describe(shape)}: write e.g. shape=(3,)"
         raise InvalidProblemError(msg)
-    dims = math.prod(check_size("every entry of shape", size) for size in sizes)
+    dims = math.prod(check_size("every entry of shape", size) for size in shape)
     lipschitz = number("lipschitz", lipschitz)
     inner, outer = _orthogonal(dims, generator).to(dtype), (lipschitz * _orthogonal(dims, generator)).to(dtype)
     bias = torch.randn(dims, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
@@ -88,7 +87,8 @@ def linear_system(
     generator = seeded(seed)
     check_dtype(dtype)
     lipschitz = number("lipschitz", lipschitz)
-    matrix = torch.randn(check_size("dims", dims), dims, generator=generator, dtype=torch.float64, device="cpu")
+    dims = check_size("dims", dims)
+    matrix = torch.randn(dims, dims, generator=generator, dtype=torch.float64, device="cpu")
     matrix = (lipschitz * matrix / torch.linalg.matrix_norm(matrix, 2)).to(dtype)
     bias = torch.randn(dims, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
 
@@ -134,7 +134,7 @@ def tanh_sde(
         dtype: dtype of the state.
     """
     check_choice("noise_type", noise_type, get_args(NoiseType))
-    check_size("dims", dims)
+    dims = check_size("dims", dims)
     ode = tanh_ode(seed, batch=batch, shape=(dims,), lipschitz=lipschitz, dtype=dtype)
     generator = seeded(seed, 1)
     channels = {"diagonal": 0, "scalar": 1, "additive": 2, "general": 2}[noise_type]

@@ -97,7 +97,7 @@ class Mixture:
         Returns:
             The samples, shape (count, dims), float64.
         """
-        check_size("count", count)
+        count = check_size("count", count)
         check_generator(generator)
         chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64, device="cpu")

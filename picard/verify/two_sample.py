@@ -74,7 +74,7 @@ def histogram_test(
     Raises:
         InvalidProblemError: if the samples do not fit together, or there are too few bins or too many cells.
     """
-    check_count("bins", bins, least=2)
+    bins = check_count("bins", bins, least=2)
     (x_fit, x_test), (y_fit, y_test) = _halves(x, y, seed)
     dims = x.shape[1]
     if bins**dims > 10**6:
@@ -152,8 +152,8 @@ def energy_test(
     Raises:
         InvalidProblemError: if the samples do not fit together, or `permutations` is less than 2 or `most` less than 4.
     """
-    check_count("permutations", permutations, least=2, most=_MOST)
-    check_count("most", most, least=4)
+    permutations = check_count("permutations", permutations, least=2, most=_MOST)
+    most = check_count("most", most, least=4)
     generator = seeded(seed)
     x, y = (points[torch.randperm(len(points), generator=generator, device="cpu")[:most]] for points in _checked(x, y))
     pooled = torch.cat([x, y])
