@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from picard.errors import InvalidProblemError, describe
+
 from .probe import Clamp, Clip
 
 
@@ -40,7 +42,22 @@ class FromOutput:
 
 
 def unwrap(output: Any) -> Tensor:
-    """Take the tensor out of what a model of Diffusers returns."""
-    while not isinstance(output, Tensor):
-        output = output.sample if hasattr(output, "sample") else output[0]
-    return output
+    """Take the tensor out of what a model of Diffusers returns.
+
+    Raises:
+        InvalidProblemError: if there is none.
+    """
+    found = output
+    while not isinstance(found, Tensor):
+        try:
+            inner = found.sample if hasattr(found, "sample") else found[0]
+        except (TypeError, LookupError):
+            inner = found
+        if inner is found:  # a letter's first one, too
+            msg = (
+                "the model must return a tensor, a tuple with the tensor first, or an output with `.sample`; it "
+                f"returned {describe(output)}"
+            )
+            raise InvalidProblemError(msg)
+        found = inner
+    return found

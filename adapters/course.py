@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from picard.device import on_host
-from picard.errors import NotSupportedError, close_match
-from picard.problem import check_cond
+from picard.errors import NotSupportedError, check_names, close_match
 
 # What a scheduler may fail with on values that it is not made for.
 FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -58,7 +57,7 @@ class Course:
         return kind, getattr(kind, "step", None), state, self.timesteps.tolist(), self.start, options
 
     @staticmethod
-    def of(scheduler: Any, steps: int, options: Options) -> Course:
+    def of(scheduler: Any, steps: int | None, options: Options) -> Course:
         """Set the timesteps of a copy of a scheduler; the original is left alone.
 
         Raises:
@@ -143,7 +142,8 @@ def sort_options(scheduler: Any, options: Mapping[str, Any] | None) -> Options:
         InvalidProblemError: if the options have no names.
         NotSupportedError: if the scheduler has no usual `step`.
     """
-    name, given = type(scheduler).__name__, check_cond({} if options is None else options, "scheduler_options")
+    fix = 'scheduler_options={"eta": 0.5}'
+    name, given = type(scheduler).__name__, check_names("scheduler_options", {} if options is None else options, fix)
     if not hasattr(scheduler, "step") or not hasattr(scheduler, "set_timesteps"):
         msg = f"{name} has no `set_timesteps` and `step`, so its loop cannot be traced"
         raise NotSupportedError(msg)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from picard.errors import NotSupportedError
-from picard.number import check_count, check_flags
+from picard.number import check_flags, check_generator, check_limit
 from picard.permodel import PerModel
 from picard.plan import Plan
 from picard.problem import check_callable, check_cond, check_state
@@ -44,7 +44,7 @@ def trace(scheduler: Any, steps: int, *, scheduler_options: Mapping[str, Any] | 
         InvalidProblemError: if the options have no names.
         TypeError: if an option is unknown.
     """
-    found = traced(Course.of(scheduler, steps, sort_options(scheduler, scheduler_options)))
+    found = traced(Course.of(scheduler, check_limit("steps", steps), sort_options(scheduler, scheduler_options)))
     if not found.independent:
         msg = (
             f"{type(scheduler).__name__} lets one draw of noise enter several steps, which a plan cannot say: "
@@ -93,9 +93,10 @@ def sample(
     check_callable("model", model, "x, t, **cond")
     check_state("latents", latents)
     check_flags(parallel=parallel)
-    if num_inference_steps is not None:  # then a grid of the caller's own says it
-        check_count("num_inference_steps", num_inference_steps)
-    course = Course.of(scheduler, num_inference_steps, sort_options(scheduler, scheduler_options))
+    if generator is not None:
+        check_generator(generator)
+    steps = check_limit("num_inference_steps", num_inference_steps)  # without them, a grid of the caller's own says it
+    course = Course.of(scheduler, steps, sort_options(scheduler, scheduler_options))
     found = trace_once(_LAST.of(scheduler), traced, course)
     noise = draw_noise(course, found, latents, generator)
     cond = check_cond({} if cond is None else cond)

@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -24,11 +24,10 @@ from .progress import Bars
 from .replay import Ended, Replay
 from .scout import Scout, Turned
 from .standin import Memo, RandomState, by_making, replaced
-from .stats import Stats
+from .stats import Mode, Stats
 from .trace import trace_loop
 
 logger = logging.getLogger("picard")
-Mode = Literal["auto", "plan", "replay"]
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
-from picard.errors import InvalidProblemError, close_match, describe
-from picard.number import check_count
+from picard.errors import InvalidProblemError, check_choice
+from picard.number import check_limit, number
 
-from .pipeline import Mode, Options, change
+from .pipeline import Options, change
+from .stats import Mode
 
-_MODES = ("auto", "plan", "replay")
 _WINDOW = 64
 
 
@@ -47,17 +47,14 @@ def parallelize(
         NotSupportedError: if the pipeline has no denoiser and scheduler, or a later call finds it cannot be replayed.
         InvalidProblemError: if an option has the wrong form.
     """
-    if mode not in _MODES:
-        msg = f"unknown mode {mode!r}: {close_match(str(mode), _MODES)}"
-        raise InvalidProblemError(msg)
-    for name, value in (("window", window), ("max_rows", max_rows)):
-        if value is not None:
-            check_count(name, value, ", or None")
-    if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
-        msg = f"tolerance must be a number in [0, 1), relative to the denoiser's output; given {describe(tolerance)}"
+    check_choice("mode", mode, get_args(Mode))
+    nodes, most = check_limit("window", window), check_limit("max_rows", max_rows)
+    relative = number("tolerance", tolerance)
+    if not 0 <= relative < 1:
+        msg = f"tolerance must be in [0, 1), relative to the denoiser's output; given {relative:g}"
         raise InvalidProblemError(msg)
     restore(pipeline)
-    return change(pipeline, Options(mode, window or _WINDOW, tolerance, max_rows), denoiser)
+    return change(pipeline, Options(mode, nodes or _WINDOW, relative, most), denoiser)
 
 
 def restore(pipeline: Any) -> Any:

@@ -14,8 +14,9 @@ from picard.linearize import Linearization
 from picard.tolerance import Tolerance
 
 from .policy import ParallelPolicy
-from .policy_options import Mode, PolicyOptions
+from .policy_options import PolicyOptions
 from .standin import by_making
+from .stats import Mode
 
 _NETWORKS = ("model", "unet")
 

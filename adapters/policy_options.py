@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
+from picard.errors import InvalidProblemError, NotSupportedError, check_choice
 from picard.graphs import CudaGraphs
 from picard.linearize import Linearization, resolve_linearization
-from picard.number import check_count
+from picard.number import check_count, check_flags, check_limit
 from picard.plan import Plan
-from picard.tolerance import FixedRounds, NoiseRatio, Tolerance, TotalVariation, resolve_tolerance
+from picard.tolerance import FixedRounds, NoiseRatio, Tolerance, TotalVariation, check_tolerance, resolve_tolerance
 
 from .receding import Watched
+from .stats import Mode
 
-Mode = Literal["auto", "plan", "replay"]
-_MODES = ("auto", "plan", "replay")
 _GUESSES = ("eager", "hold", "copy")
 _STOCHASTIC, _DETERMINISTIC = NoiseRatio(0.1), NoiseRatio(0.01)  # without noise of its own, a step forgets no error
 
@@ -45,19 +43,15 @@ class PolicyOptions:
 
     def __post_init__(self) -> None:
         """Check the options."""
-        for name, value, known in (("mode", self.mode, _MODES), ("guess", self.guess, _GUESSES)):
-            if value not in known:
-                msg = f"unknown {name} {value!r}: {close_match(str(value), known)}"
-                raise InvalidProblemError(msg)
-        check_count("window", self.window, ", the rows that the network evaluates in about twice the time of one")
-        for name in ("max_rows", "actions"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
-        if self.warm_start not in (None, "shift"):
-            check_count("warm_start", self.warm_start, ', None, or "shift" for the policy\'s own number')
-        if self.tolerance is not None and not _is_tolerance(self.tolerance):
-            msg = f"tolerance must be at least 0, or a rule such as NoiseRatio(0.1); given {describe(self.tolerance)}"
-            raise InvalidProblemError(msg)
+        check_choice("mode", self.mode, get_args(Mode))
+        check_choice("guess", self.guess, _GUESSES)
+        check_flags(certify=self.certify, fresh_noise=self.fresh_noise)
+        rows = ", the rows that the network evaluates in about twice the time of one"
+        object.__setattr__(self, "window", check_count("window", self.window, rows))
+        for name, words in (("max_rows", ()), ("actions", ()), ("warm_start", ("shift",))):
+            count = check_limit(name, getattr(self, name), *words)
+            object.__setattr__(self, name, getattr(self, name) if count is None else count)
+        object.__setattr__(self, "tolerance", check_tolerance(self.tolerance))
         if self.actions is not None and isinstance(self.tolerance, (FixedRounds, TotalVariation)):
             msg = (
                 f"actions={self.actions} says where changes are measured, and {type(self.tolerance).__name__} measures "
@@ -112,8 +106,3 @@ class PolicyOptions:
             return rule
         leeway = _LEEWAY * rule.tau if prepared and not ahead and isinstance(rule, NoiseRatio) else 0.0
         return Watched(rule, leading, _PREPARED, _FIRST, leeway) if changes else Watched(rule, leading)
-
-
-def _is_tolerance(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, Tolerance) or (number and 0 <= value < math.inf)

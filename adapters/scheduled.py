@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.device import check_data
 from picard.errors import InvalidProblemError, describe
 from picard.grid import Levels
 from picard.noise import Noise
@@ -102,12 +103,13 @@ class Scheduled(Problem):
     def output(self, rows: Rows) -> Tensor:
         """Evaluate the model."""
         output = unwrap(self.model(rows.x.to(self.start.dtype), rows.t, **rows.cond.tensors()))
-        if output.shape != rows.x.shape:
+        if output.shape != rows.x.shape or not output.is_floating_point():
             msg = (
-                f"the model must return a tensor shaped as its input {tuple(rows.x.shape)}; it returned "
+                f"the model must return a floating tensor shaped as its input {tuple(rows.x.shape)}; it returned "
                 f"{describe(output)}: drop learned variance channels in a small wrapper"
             )
             raise InvalidProblemError(msg)
+        check_data("what the model returns", output)
         return output.to(rows.x.dtype)
 
     def data(self, y: Tensor, output: Tensor, node: Tensor) -> Tensor:

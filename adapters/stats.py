@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Literal
 
 logger = logging.getLogger("picard")
+Mode = Literal["auto", "plan", "replay"]
+"""How a loop may be run: see `parallelize`."""
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from picard.errors import InvalidProblemError
 from picard.grid import Levels, Times
-from picard.number import keep_numbers
+from picard.number import keep_numbers, not_negative
 from picard.plan import Plan
 
 from .transition import diffusion_plan, require_levels, transition
@@ -32,10 +32,7 @@ class DDIM:
 
     def __post_init__(self) -> None:
         """Check eta."""
-        keep_numbers(self, "eta")
-        if not 0 <= self.eta < float("inf"):
-            msg = f"eta must be finite and not negative; given {self.eta:g}: write DDIM(eta=0.0) or DDIM(eta=1.0)"
-            raise InvalidProblemError(msg)
+        keep_numbers(self, "eta", of=not_negative)
 
     def plan(self, points: Times | Levels) -> Plan:
         """Write the method on these points as a plan."""

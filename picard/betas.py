@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from picard.errors import InvalidProblemError
-from picard.number import check_count, number
+from picard.number import MANY, check_count, number
 
 
 def linear_betas(train_steps: int, first: float, last: float, power: float) -> Tensor:
@@ -26,7 +26,7 @@ def linear_betas(train_steps: int, first: float, last: float, power: float) -> T
     Raises:
         InvalidProblemError: if a beta is outside [0, 1), or the number of steps is none.
     """
-    count = check_count("train_steps", train_steps)
+    count = check_count("train_steps", train_steps, most=MANY)
     start, end = _check_beta("beta_start", first) ** (1 / power), _check_beta("beta_end", last) ** (1 / power)
     return torch.linspace(start, end, count, dtype=torch.float64, device="cpu") ** power
 
@@ -44,7 +44,8 @@ def cosine_betas(train_steps: int, most: float) -> Tensor:
     Raises:
         InvalidProblemError: if the largest is outside [0, 1), or the number of steps is none.
     """
-    u = torch.linspace(0, 1, check_count("train_steps", train_steps) + 1, dtype=torch.float64, device="cpu")
+    count = check_count("train_steps", train_steps, most=MANY)
+    u = torch.linspace(0, 1, count + 1, dtype=torch.float64, device="cpu")
     bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
     return (1 - bar[1:] / bar[:-1]).clamp_max(_check_beta("max_beta", most))
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from picard.device import fetch
-from picard.errors import InvalidProblemError
-from picard.number import number
+from picard.number import not_negative
 from picard.plan import Plan
 from picard.shapes import Float
 
@@ -98,10 +97,7 @@ class PathCertificate:
         Raises:
             InvalidProblemError: if the constant is negative.
         """
-        constant = self.lipschitz_estimate if lipschitz is None else number("lipschitz", lipschitz)
-        if not 0 <= constant < math.inf:
-            msg = f"a Lipschitz constant must be finite and not negative; given {constant:g}"
-            raise InvalidProblemError(msg)
+        constant = not_negative("lipschitz", self.lipschitz_estimate if lipschitz is None else lipschitz)
         weights = (self.plan.a.abs() + constant * self.plan.b.abs()).tolist()
         defect = fetch(self.defect)
         errors = [torch.zeros_like(defect[0])]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from picard.device import send
+from picard.device import check_data, send
 from picard.shapes import Int
 
 
@@ -68,6 +68,7 @@ class Conditioning:
     def _repeat(self, value: Tensor, samples: Tensor) -> Tensor:
         if value.ndim == 0 or len(value) != self.batch:
             return value
+        check_data("conditioning with one row a sample", value)
         if self.batch == 1:
             return value.expand(len(samples), *value.shape[1:])  # no copy
         return value.index_select(0, send(samples, value))

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from picard.convert import FromPrediction, Prediction
+from picard.device import check_data
 from picard.errors import InvalidProblemError, NotSupportedError, check_choice, describe
 from picard.guidance import Guidance
-from picard.number import keep_numbers, one_number
+from picard.number import keep_numbers, one_number, share
 from picard.problem import check_callable
 from picard.schedule import Schedule
 from picard.shapes import Float
@@ -38,12 +39,10 @@ class DynamicThreshold:
 
     def __post_init__(self) -> None:
         """Check the quantile and the threshold."""
-        keep_numbers(self, "ratio", "most")
+        keep_numbers(self, "ratio", of=share)
+        keep_numbers(self, "most")
         if math.isnan(self.most):
             msg = "most must be a number, the largest threshold; given nan: write e.g. most=1.0"
-            raise InvalidProblemError(msg)
-        if not 0 <= self.ratio <= 1:
-            msg = f"ratio must be a quantile between 0 and 1; given {self.ratio:g}: write 0.995 for 99.5 percent"
             raise InvalidProblemError(msg)
 
     def __call__(self, data: Tensor) -> Tensor:
@@ -147,6 +146,7 @@ class Denoiser:
         fix = "unpack outputs such as `.sample`, and drop learned variance channels, in a small wrapper"
         if isinstance(output, Tensor):
             if output.is_floating_point() and output.shape == x.shape and output.device == x.device:
+                check_data("what the model returns", output)
                 return output
             if output.shape[1:] == x.shape[1:] and len(output) != len(x):
                 fix = "pass what has one row a sample in cond, as tensors, which are repeated for the rows of a call"

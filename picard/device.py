@@ -40,13 +40,16 @@ def fetch(values: Tensor) -> Tensor:
 
 
 def check_data(name: str, values: Tensor) -> None:
-    """Check that a tensor has numbers.
+    """Check that a tensor has numbers, one beside the other.
 
     Raises:
-        InvalidProblemError: if it is on the meta device, where there are only shapes.
+        InvalidProblemError: if it is sparse, or on the meta device, where there are only shapes.
     """
     if values.is_meta:
         msg = f"{name} must be on a device that holds numbers; given {describe(values)}: make it on the CPU or a GPU"
+        raise InvalidProblemError(msg)
+    if values.layout != torch.strided:
+        msg = f"{name} must be dense; given {describe(values)}: write .to_dense()"
         raise InvalidProblemError(msg)
 
 

@@ -16,6 +16,7 @@ from picard.errors import InvalidGridError, InvalidProblemError, describe
 from picard.grid import Levels
 from picard.guidance import check_halves, double
 from picard.noise import Noise
+from picard.number import whole
 from picard.problem import Problem, check_cond, check_noise, check_state
 from picard.rows import Rows
 
@@ -82,7 +83,7 @@ class Diffusion(Problem):
 
     def points(self, grid: Any) -> Levels:
         """List the noise levels of a number of steps, or of given timesteps."""
-        if not isinstance(grid, (int, Tensor)) or isinstance(grid, bool):
+        if not isinstance(grid, Tensor) and whole(grid) is None:
             fix = "torch.as_tensor(grid)" if isinstance(grid, (list, tuple, range, np.ndarray)) else "e.g. 50"
             msg = (
                 "a diffusion model's grid must be a number of steps or a tensor of timesteps; "

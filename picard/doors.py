@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from picard.device import send
-from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
+from picard.errors import NotSupportedError, check_names, close_match
 from picard.shapes import Float
 from picard.solution import Solution, Status
 
@@ -25,14 +25,12 @@ def check_options(given: Mapping[str, Any] | None, known: Sequence[str], name: s
         TypeError: with the name that was probably meant.
         InvalidProblemError: if there are no names.
     """
-    if given is not None and not isinstance(given, Mapping):
-        msg = f'options of {name} must map names to values; given {describe(given)}: write options={{"window": 32}}'
-        raise InvalidProblemError(msg)
-    for option in given or ():
+    chosen = check_names(f"options of {name}", {} if given is None else given, 'options={"window": 32}')
+    for option in chosen:
         if option not in known:
-            msg = f"{name} has no option {option!r}: {close_match(str(option), known)}"
+            msg = f"{name} has no option {option!r}: {close_match(option, known)}"
             raise TypeError(msg)
-    return dict(given or {})
+    return chosen
 
 
 def check_constant(name: str, t: Tensor) -> None:

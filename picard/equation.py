@@ -25,7 +25,7 @@ def types_of(sde: Any) -> tuple[str, str]:
     for name, known in (("noise_type", _NOISE_TYPES), ("sde_type", _SDE_TYPES)):
         given = getattr(sde, name, None)
         if not isinstance(given, str) or given not in known:
-            msg = f"sde.{name} must be one of {', '.join(known)}; given {given!r}: {close_match(str(given), known)}"
+            msg = f"sde.{name} must be one of {', '.join(known)}; given {given!r}: {close_match(given, known)}"
             raise InvalidProblemError(msg)
     return str(sde.noise_type), str(sde.sde_type)
 

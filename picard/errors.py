@@ -95,10 +95,14 @@ class NonFiniteError(PicardError, ArithmeticError):
 def describe(value: object) -> str:
     """Describe a value for a message: shapes and dtypes of tensors, never their numbers."""
     if isinstance(value, torch.Tensor):
-        return f"a tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
+        layout = "" if value.layout == torch.strided else f", {value.layout}"
+        return f"a tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}{layout}"
     if holds_tensors(value):
         return f"a {type(value).__name__} of tensors"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of too many digits
+        return f"a {type(value).__name__}"
     return f"{text} ({type(value).__name__})" if len(text) <= _MOST else f"a {type(value).__name__}"
 
 
@@ -116,13 +120,30 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> None:
     """
     if not isinstance(value, str) or value not in known:
         given = repr(value) if isinstance(value, str) else describe(value)
-        msg = f"unknown {name} {given}: {close_match(str(value), known)}"
+        msg = f"unknown {name} {given}: {close_match(value, known)}"
         raise InvalidProblemError(msg)
 
 
-def close_match(name: str, choices: Iterable[str]) -> str:
+def check_names(name: str, given: object, fix: str) -> dict[str, Any]:
+    """Check that something maps names to values, and copy it.
+
+    Args:
+        name: what it is called.
+        given: the mapping.
+        fix: what to write instead.
+
+    Raises:
+        InvalidProblemError: if it is no mapping, or has other keys.
+    """
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        msg = f"{name} must map names to values; given {describe(given)}: write {fix}"
+        raise InvalidProblemError(msg)
+    return dict(given)
+
+
+def close_match(name: object, choices: Iterable[str]) -> str:
     """Say which name was probably meant, and list all of them."""
     known = sorted(choices)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) if isinstance(name, str) else []
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}known: {', '.join(known)}"

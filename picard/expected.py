@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from picard.device import send
+from picard.device import check_data, send
 from picard.entering import Entering
 from picard.errors import InvalidProblemError, describe
 from picard.hold import Hold
+from picard.number import check_flags
 from picard.plan import Plan
 from picard.shapes import Float
 from picard.tables import Tables
@@ -40,6 +41,8 @@ class Expected:
         if not isinstance(self.values, Tensor) or self.values.ndim < 3 or not self.values.is_floating_point():
             msg = f"expected values must be a floating tensor (nodes, batch, *state); given {describe(self.values)}"
             raise InvalidProblemError(msg)
+        check_data("expected values", self.values)
+        check_flags(same_noise=self.same_noise)
 
     def along(self, plan: Plan, tables: Tables, x0: Tensor, wide: torch.dtype) -> Along:
         """Make the guess for a plan.

@@ -11,7 +11,7 @@ import torch
 
 from picard.advance import Advance, Evaluated, Rules, advance
 from picard.entering import Guess
-from picard.errors import InvalidProblemError, NotSupportedError, describe
+from picard.errors import InvalidProblemError, NotSupportedError, check_names, describe
 from picard.tables import Coefficients
 from picard.whole import Form, Whole, whole_round
 from picard.window import Asks, State
@@ -65,10 +65,10 @@ def functions_of(
     """
     if options is False:
         return Functions(form, guess, None, (form, type(guess), None)) if plain else None
-    options = {} if options is True else options
-    if not isinstance(options, Mapping):
+    if not isinstance(options, Mapping) and options is not True:
         msg = f"compile must be True, False or keyword arguments of torch.compile; given {describe(options)}"
         raise InvalidProblemError(msg)
+    options = {} if options is True else check_names("compile", options, 'compile={"mode": "max-autotune"}')
     key = form, type(guess), repr(sorted(options.items()))
     try:
         known = _MADE.get(key)

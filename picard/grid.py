@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from picard.device import fetch
+from picard.device import check_data, fetch
 from picard.errors import InvalidGridError, InvalidProblemError, describe
+from picard.number import check_flags
 
 NoiseKind = Literal["none", "additive", "multiplicative"]
 
@@ -60,6 +61,8 @@ class Levels:
                     "write .double(), and the level after the last step, too"
                 )
                 raise InvalidProblemError(msg)
+            check_data(f"Levels.{name}", value)
+        check_flags(straight=self.straight)
 
     @property
     def steps(self) -> int:

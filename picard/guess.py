@@ -75,7 +75,7 @@ def resolve_guess(
     if not isinstance(trajectory, Tensor):
         msg = (
             f"guess must be a name, a trajectory of shape {shape}, a Solution or Expected values; "
-            f"given {describe(given)}: {close_match(str(given), GUESSES)}"
+            f"given {describe(given)}: {close_match(given, GUESSES)}"
         )
         raise InvalidProblemError(msg)
     if tuple(trajectory.shape) != shape:

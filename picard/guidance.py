@@ -12,7 +12,7 @@ from torch import Tensor
 
 from picard.conditioning import map_tensors
 from picard.errors import InvalidProblemError, describe
-from picard.number import keep_numbers, one_number
+from picard.number import keep_numbers, number, one_number, share
 from picard.problem import check_cond
 
 
@@ -35,18 +35,18 @@ class Guidance:
 
     def __post_init__(self) -> None:
         """Check the numbers and the mapping."""
-        if not one_number(self.scale) or not (isinstance(self.scale, Tensor) or math.isfinite(self.scale)):
+        tensor = isinstance(self.scale, Tensor)  # is kept: it may ask for a gradient, or be on a device
+        if not one_number(self.scale) or not (tensor or math.isfinite(number("scale", self.scale))):
             msg = (
                 f"guidance scale must be one finite number; given {describe(self.scale)}: write e.g. "
                 "Guidance(3.0, uncond), or, for a scale a sample, combine both outputs in the model and pass the "
                 "scales in cond"
             )
             raise InvalidProblemError(msg)
+        if not tensor:
+            keep_numbers(self, "scale")
+        keep_numbers(self, "rescale", of=share)
         object.__setattr__(self, "uncond", check_cond(self.uncond, "uncond"))
-        keep_numbers(self, "rescale")
-        if not 0 <= self.rescale <= 1:
-            msg = f"guidance rescale must be between 0 and 1; given {self.rescale}"
-            raise InvalidProblemError(msg)
 
     def combine(self, uncond: Tensor, cond: Tensor) -> Tensor:
         """Combine the two halves of the network's output, each (rows, *state).

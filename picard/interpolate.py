@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from picard.conditioning import Conditioning
-from picard.device import fetch
+from picard.device import check_data, fetch
 from picard.errors import InvalidGridError, NotSupportedError, describe
 from picard.ode import ODE
 from picard.rows import Rows, evaluate
@@ -110,8 +110,9 @@ def interpolate(ts: Tensor, ys: Tensor, t: Tensor, problem: object) -> Tensor:
         msg = f"interpolation needs at least two saved points; given {len(ts)}: solve with save='all'"
         raise InvalidGridError(msg)
     low, high = float(ts.amin()), float(ts.amax())
-    floating = isinstance(t, Tensor) and t.is_floating_point() and not t.is_meta
-    if not floating or not bool(((t >= low) & (t <= high)).all()):
+    if isinstance(t, Tensor):
+        check_data("t", t)
+    if not isinstance(t, Tensor) or not t.is_floating_point() or not bool(((t >= low) & (t <= high)).all()):
         msg = f"t must be a floating tensor of times within the saved points, {low:g} to {high:g}; given {describe(t)}"
         raise InvalidGridError(msg)
     readout = Readout(ts, t.reshape(-1))

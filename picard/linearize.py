@@ -127,7 +127,7 @@ def resolve_linearization(given: str | Linearization) -> Linearization:
     if isinstance(given, (str, type)) or not isinstance(given, Linearization):
         msg = (
             "linearization must be a name or an object with slopes(evidence), measures, share and taper; "
-            f"given {describe(given)}: {close_match(str(given), LINEARIZATIONS)}"
+            f"given {describe(given)}: {close_match(given, LINEARIZATIONS)}"
         )
         raise InvalidProblemError(msg)
     return given

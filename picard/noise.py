@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from picard.device import send
+from picard.device import check_data, send
 from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.grid import check_times
-from picard.number import check_count, check_samples
+from picard.number import check_count, check_generator, check_samples, whole, wholes
 from picard.philox import standard_normal
 from picard.shapes import Float
 
 Brownian = Callable[[float, float], Tensor]
+_COARSEST = 10**6  # fine steps that one coarse step adds up, which are all drawn for it
 
 
 class Noise(ABC):
@@ -67,7 +66,7 @@ class Noise(ABC):
             times: the fine grid; uniform if not given.
         """
         fine = None if times is None else check_times(times, "the fine grid")
-        return _CoarseNoise(self, check_count("factor", factor), fine)
+        return _CoarseNoise(self, check_count("factor", factor, most=_COARSEST), fine)
 
     @staticmethod
     def from_seed(seed: int | Sequence[int]) -> Noise:
@@ -84,16 +83,13 @@ class Noise(ABC):
         Raises:
             InvalidProblemError: if a seed is no such integer.
         """
-        given: Any = seed.tolist() if isinstance(seed, (Tensor, np.ndarray)) else seed
-        single = isinstance(given, Integral)  # one of NumPy's, too
-        seeds = [given] if single else list(given) if isinstance(given, Iterable) else []
-        if not seeds or not all(
-            isinstance(s, Integral) and not isinstance(s, bool) and 0 <= int(s) < 2**64 for s in seeds
-        ):
+        single = whole(seed)
+        found = wholes(seed) if single is None else [single]
+        seeds = [one for one in found if one is not None and 0 <= one < 2**64]
+        if not seeds or len(seeds) < len(found):
             msg = f"a seed must be an integer in [0, 2**64), or a list of them; given {describe(seed)}"
             raise InvalidProblemError(msg)
-        whole = [int(s) for s in seeds]
-        return _SeedNoise(None, whole[0]) if single else _SeedNoise(tuple((s, 0) for s in whole))
+        return _SeedNoise(tuple((one, 0) for one in seeds)) if single is None else _SeedNoise(None, single)
 
     @staticmethod
     def from_generator(generator: Generator | Sequence[Generator] | None = None) -> Noise:
@@ -106,12 +102,11 @@ class Noise(ABC):
             device = "cpu" if source is None else source.device
             return int(torch.randint(2**62, (1,), generator=source, device=device))
 
-        if generator is None or isinstance(generator, Generator):
-            return Noise.from_seed(seed(generator))
-        if not isinstance(generator, Sequence) or not all(isinstance(source, Generator) for source in generator):
-            msg = f"generator must be a torch.Generator, or a list of them; given {describe(generator)}"
-            raise InvalidProblemError(msg)
-        return Noise.from_seed([seed(source) for source in generator])
+        if generator is not None:
+            check_generator(generator)
+        if isinstance(generator, Sequence):
+            return Noise.from_seed([seed(source) for source in generator])
+        return Noise.from_seed(seed(generator))
 
     @staticmethod
     def from_tensor(values: Float[Tensor, "steps batch *shape"]) -> Noise:
@@ -119,6 +114,7 @@ class Noise(ABC):
         if not isinstance(values, Tensor) or values.ndim < 2 or not values.is_floating_point():
             msg = f"noise must be a floating tensor of shape (steps, batch, *shape); given {describe(values)}"
             raise InvalidProblemError(msg)
+        check_data("noise", values)
         return _TensorNoise(values)
 
     @staticmethod
@@ -150,7 +146,7 @@ class _SeedNoise(Noise):
         return keys
 
     def select(self, samples: Sequence[int]) -> Noise:
-        keys = self._keys(check_samples(samples))
+        keys = self._keys(check_samples(samples, None if self.streams is None else len(self.streams)))
         return replace(self, streams=tuple((seed, stream) for seed, stream in keys.tolist()))
 
     def check(self, batch: int, steps: int, shape: tuple[int, ...]) -> None:
@@ -170,7 +166,7 @@ class _TensorNoise(Noise):
         return self.values[send(steps, self.values), send(samples, self.values)]
 
     def select(self, samples: Sequence[int]) -> Noise:
-        return _TensorNoise(self.values[:, check_samples(samples)])
+        return _TensorNoise(self.values[:, check_samples(samples, self.values.shape[1])])
 
     def check(self, batch: int, steps: int, shape: tuple[int, ...]) -> None:
         if self.values.shape[0] < steps or tuple(self.values.shape[1:]) != (batch, *shape):
@@ -201,6 +197,7 @@ class _BrownianNoise(Noise):
         if not isinstance(forward, Tensor) or forward.ndim == 0 or not forward.is_floating_point():
             msg = f"a Brownian path must return a floating tensor, one entry a sample; it returned {describe(forward)}"
             raise InvalidProblemError(msg)
+        check_data("what a Brownian path returns", forward)
         return (forward if start < end else -forward) / abs(end - start) ** 0.5
 
     def coarsen(self, factor: int, times: Float[Tensor, " points"] | None = None) -> Noise:
@@ -208,7 +205,7 @@ class _BrownianNoise(Noise):
         return self if times is None else coarse  # a path is the same on every grid
 
     def select(self, samples: Sequence[int]) -> Noise:
-        samples = check_samples(samples)
+        samples = check_samples(samples, None if self.samples is None else len(self.samples))
         known = samples if self.samples is None else [self.samples[sample] for sample in samples]
         return replace(self, samples=tuple(known))
 

@@ -23,7 +23,7 @@ from picard.errors import (
 )
 from picard.grid import Levels, Times, check_times
 from picard.interpolate import Readout
-from picard.number import number
+from picard.number import check_flags, number
 from picard.ode import ODE
 from picard.pack import Pack
 from picard.plan import Integrator, Plan
@@ -131,10 +131,11 @@ def odeint(
     if event_fn is not None or any(hasattr(func, name) for name in _CALLBACKS):
         msg = 'odeint has no events, and calls no callback_step of func: use options={"callback": f}, see RoundInfo'
         raise NotSupportedError(msg)
-    if chosen.get("perturb", False):
+    rows, perturb = chosen.get("rows", False), chosen.get("perturb", False)
+    check_flags(rows=rows, perturb=perturb)
+    if perturb:
         msg = "odeint does not perturb the times that func is given next to grid points: leave perturb out"
         raise NotSupportedError(msg)
-    rows = bool(chosen.get("rows", False))
     pack = Pack(y0, lead=int(rows))
     x0 = pack.pack(y0) if rows else pack.pack(y0)[None]
     _check_t(t, chosen)
@@ -197,8 +198,9 @@ def _grid(func: Callable[..., Any], y0: Any, t: Tensor, chosen: Mapping[str, Any
         msg = "step_size and grid_constructor both say the grid: give one of them"
         raise InvalidProblemError(msg)
     if size is not None:
-        if not 0 < number("step_size", size) < math.inf:
-            msg = f"step_size must be positive and finite, also when t decreases; given {float(size):g}"
+        size = number("step_size", size)
+        if not 0 < size < math.inf:
+            msg = f"step_size must be positive and finite, also when t decreases; given {size:g}"
             raise InvalidProblemError(msg)
         sign = 1 if t[-1] > t[0] else -1
         count = int(torch.ceil(sign * (t[-1] - t[0]) / size + 1))

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from picard.device import check_data
 from picard.errors import InvalidProblemError, describe
 from picard.grid import Levels, Times
 
@@ -75,8 +76,8 @@ class Plan:
             if value is not None and (tuple(value.shape) != shape or value.dtype != torch.float64):
                 msg = f"Plan.{name} must have shape {shape} and dtype float64 to fit `a`; given {describe(value)}"
                 raise InvalidProblemError(msg)
-        counted = torch.unique_consecutive(self.step)
         fits = tuple(self.step.shape) == each and self.step.dtype == torch.int64
+        counted = torch.unique_consecutive(self.step) if fits else self.step
         if not fits or not torch.equal(counted, torch.arange(len(counted), device="cpu")):
             msg = (
                 f"Plan.step must have shape {each} and dtype int64, and count from 0 without a gap; given "
@@ -101,6 +102,8 @@ class Plan:
             if not isinstance(given, Tensor) and (given is not None or one.default is not None):
                 msg = f"Plan.{one.name} must be a tensor; given {describe(given)}: write torch.as_tensor(...).double()"
                 raise InvalidProblemError(msg)
+            if given is not None:
+                check_data(f"Plan.{one.name}", given)
 
     @property
     def nodes(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from picard.convert import Conversion
 from picard.device import check_data
-from picard.errors import InvalidProblemError, describe, holds_tensors
+from picard.errors import InvalidProblemError, check_names, describe, holds_tensors
 from picard.grid import Levels, Times
 from picard.noise import Noise
 from picard.rows import Rows
@@ -163,12 +163,7 @@ def check_finite(name: str, x: Tensor) -> None:
 
 def check_cond(cond: object, argument: str = "cond") -> dict[str, Any]:
     """Check conditioning and copy the mapping."""
-    if not isinstance(cond, Mapping) or not all(isinstance(name, str) for name in cond):
-        msg = (
-            f"{argument} must map argument names to values; given {describe(cond)}: write {argument}=dict(label=label)"
-        )
-        raise InvalidProblemError(msg)
-    return dict(cond)
+    return check_names(argument, cond, f"{argument}=dict(label=label)")
 
 
 def check_noise(noise: object) -> Noise:

@@ -135,14 +135,17 @@ def kicked(value: Tensor, diffusion: Tensor | None, noise: Tensor | None) -> Ten
     return value + (diffusion * spread).sum(-1)
 
 
+def _form(x: Tensor) -> tuple[object, ...]:
+    return x.shape, x.dtype, x.device, x.layout
+
+
 def checked(value: object, diffusion: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Check that a field's value is shaped, typed and placed as its input.
 
     Raises:
         InvalidProblemError: if it is not.
     """
-    same = isinstance(value, Tensor) and (value.shape, value.dtype, value.device) == (x.shape, x.dtype, x.device)
-    if not same or not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or _form(value) != _form(x):
         fix = ""
         if isinstance(value, Tensor) and value.device == x.device:
             column = f"t[:{', None' * (x.ndim - 1)}]"

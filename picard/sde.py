@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from picard.device import check_data
 from picard.errors import InvalidGridError, InvalidProblemError, check_choice, describe
 from picard.grid import Times, check_times
 from picard.noise import Noise
@@ -154,4 +155,5 @@ class AbsorbedSDE(Problem):
                 f"noise; it returned {describe(diffusion)}"
             )
             raise InvalidProblemError(msg)
+        check_data("what diffusion returns", diffusion)
         return drift, diffusion

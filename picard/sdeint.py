@@ -17,6 +17,7 @@ from picard.errors import (
     InvalidProblemError,
     NotSupportedError,
     UnknownMethodError,
+    check_names,
     close_match,
     describe,
 )
@@ -24,7 +25,7 @@ from picard.grid import NoiseKind, check_times
 from picard.interpolate import Readout
 from picard.noise import Noise
 from picard.number import check_flags, number
-from picard.problem import check_cond, check_finite
+from picard.problem import check_finite
 from picard.rowwise import rowwise
 from picard.sde import SDE
 from picard.solve import solve
@@ -97,8 +98,9 @@ def sdeint(
         PicardError: as `solve` does.
     """
     chosen = check_options(options, _OPTIONS, "sdeint")
-    check_flags(adaptive=adaptive, logqp=logqp, extra=extra)
-    unusual = {"adaptive": adaptive, "logqp": logqp, "extra": extra, "grad_free": chosen.get("grad_free")}
+    unusual = {"adaptive": adaptive, "logqp": logqp, "extra": extra, "grad_free": chosen.get("grad_free", False)}
+    rows = chosen.get("rows", False)
+    check_flags(rows=rows, **unusual)
     if any(unusual.values()):
         given = ", ".join(f"{name}={value!r}" for name, value in unusual.items() if value)
         msg = f"sdeint takes fixed steps and returns states only; given {given}: leave it out"
@@ -111,8 +113,7 @@ def sdeint(
     check_finite("y0", y0)
     ts = _check_ts(ts, y0)
     check_constant("ts", ts)
-    rows = bool(chosen.get("rows", False))
-    both, diffusion = functions_of(sde, check_cond({} if names is None else names, "names"))
+    both, diffusion = functions_of(sde, check_names("names", {} if names is None else names, 'names={"drift": "h"}'))
     channels = channels_of(both, ts, y0, noise_type, rows=rows)
     x0, shape = (y0, (channels,)) if rows else (y0[None], (len(y0), channels))
     if not rows:
@@ -162,6 +163,7 @@ def _resolve(method: str | None, sde_type: str, noise_type: str) -> str:
 
 def _check_ts(ts: Any, y0: Tensor) -> Tensor:
     if isinstance(ts, (list, tuple)):
+        ts = [number("every time of ts", one) for one in ts]
         ts = torch.tensor(ts, dtype=torch.promote_types(y0.dtype, torch.float32), device=y0.device)
     if not isinstance(ts, Tensor) or not ts.is_floating_point() or ts.ndim != 1 or len(ts) < 2:
         msg = f"ts must be a one-dimensional floating tensor or a list of at least two times; given {describe(ts)}"
@@ -208,4 +210,4 @@ def _noise(bm: Any, y0: Tensor, channels: int, grid: Tensor, *, rows: bool) -> N
         msg = f"bm must be a Noise, or a Brownian path of shape {(batch, channels)}; given {describe(bm)}, {shape}"
         raise InvalidProblemError(msg)
     path: Any = bm
-    return PathNoise(path, times, _KEEP, not rows)
+    return PathNoise(path, (batch, channels), times, _KEEP, not rows)

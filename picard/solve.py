@@ -22,7 +22,7 @@ from picard.gradient import differentiation, solve_with_gradient
 from picard.graphs import CudaGraphs, resolve_graphs
 from picard.guess import resolve_guess
 from picard.linearize import Linearization, resolve_linearization
-from picard.number import check_count, check_flags
+from picard.number import check_count, check_flags, check_limit
 from picard.plan import Integrator
 from picard.prepare import prepare
 from picard.problem import Problem, check_callable
@@ -120,13 +120,8 @@ def solve(
     check_flags(certify=certify, progress=progress, throw=throw)
     if callback is not None:
         check_callable("callback", callback, "info")
-    nodes, most = (
-        None
-        if given is None or (isinstance(given, str) and given == "auto")
-        else check_count(name, given, ', "auto" or None')
-        for name, given in (("window", window), ("max_rows", max_rows))
-    )
-    last = None if max_rounds is None else check_count("max_rounds", max_rounds, ", or None")
+    nodes, most = check_limit("window", window, "auto"), check_limit("max_rows", max_rows, "auto")
+    last = check_limit("max_rounds", max_rounds)
     sync_every = check_count("sync_every", sync_every)
     prepared = prepare(problem, grid, method)
     plan = prepared.plan

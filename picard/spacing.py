@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from picard.errors import InvalidGridError
-from picard.number import whole
+from picard.errors import InvalidGridError, describe
+from picard.number import MANY, whole
 
 Spacing = Literal["leading", "trailing", "linspace", "karras"]
 SPACINGS = ("leading", "trailing", "linspace", "karras")
@@ -57,14 +57,14 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float) ->
 
 
 def check_steps(grid: object, most: int | None) -> int | None:
-    """Return a grid that is a number of steps, which must be at least 1 and at most `most`; `None` for other grids.
+    """Return a grid that is a number of steps, from 1 to `most` training steps, if there are any; else `None`.
 
     Raises:
         InvalidGridError: if it is not.
     """
     steps = whole(grid)
-    if isinstance(grid, bool) or (steps is not None and (steps < 1 or (most is not None and steps > most))):
-        bound = "at least 1" if most is None else f"between 1 and the {most} training steps"
-        msg = f"the number of steps must be {bound}; given {grid}: write e.g. 50"
+    if isinstance(grid, bool) or (steps is not None and not 1 <= steps <= (most or MANY)):
+        bound = f"at least 1 and at most {MANY}" if most is None else f"between 1 and the {most} training steps"
+        msg = f"the number of steps must be {bound}; given {describe(grid)}: write e.g. 50"
         raise InvalidGridError(msg)
     return steps

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from picard.device import fetch
+from picard.device import check_data, fetch
 from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.grid import NoiseKind, Times
 from picard.noise import Brownian, Noise
@@ -160,13 +160,15 @@ class PathNoise(Noise):
     The values of such a path may depend on what it was asked before, so the latest answers are kept.
 
     Attributes:
-        path: called as path(a, b); returns W(b) - W(a), shape (batch, channels).
+        path: called as path(a, b); returns W(b) - W(a).
+        shape: of its answers, (batch, channels).
         times: the grid.
         keep: number of answers kept.
         whole: whether the batch is the state of one sample.
     """
 
     path: Brownian
+    shape: tuple[int, int]
     times: Tensor
     keep: int
     whole: bool
@@ -185,9 +187,14 @@ class PathNoise(Noise):
         if step not in self._answers:
             start, end = float(self.times[step]), float(self.times[step + 1])
             increment: object = self.path(start, end)
-            if not isinstance(increment, Tensor):
-                msg = f"bm must return a tensor when called as bm(a, b); it returned {describe(increment)}"
+            floating = isinstance(increment, Tensor) and increment.is_floating_point()
+            if not isinstance(increment, Tensor) or not floating or tuple(increment.shape) != self.shape:
+                msg = (
+                    f"bm must return a floating tensor of shape {self.shape} when called as bm(a, b); it returned "
+                    f"{describe(increment)}"
+                )
                 raise InvalidProblemError(msg)
+            check_data("what bm returns", increment)
             self._answers[step] = increment / (end - start) ** 0.5
         return self._answers[step]
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from numbers import Real
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from picard.errors import InvalidProblemError, NotSupportedError, describe
-from picard.number import keep_numbers, number, whole
+from picard.number import check_count, keep_numbers, not_negative, one_number
 from picard.plan import Plan
 from picard.shapes import Float, Int
 
@@ -95,7 +94,7 @@ class RelAbs(Tolerance):
 
     def __post_init__(self) -> None:
         """Check the signs."""
-        _keep_not_negative(self, "rtol", "atol")
+        keep_numbers(self, "rtol", "atol", of=not_negative)
 
     def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
         """Return `atol + rtol * RMS(state)`."""
@@ -118,7 +117,7 @@ class NoiseRatio(Tolerance):
 
     def __post_init__(self) -> None:
         """Check the sign."""
-        _keep_not_negative(self, "tau")
+        keep_numbers(self, "tau", of=not_negative)
 
     @property
     def leeway(self) -> float:  # type: ignore[override]  # read-only here
@@ -157,9 +156,7 @@ class FixedRounds(Tolerance):
 
     def __post_init__(self) -> None:
         """Check the number."""
-        if (whole(self.rounds) or 0) < 1:
-            msg = f"FixedRounds needs a whole number of rounds, at least one; given {describe(self.rounds)}"
-            raise InvalidProblemError(msg)
+        object.__setattr__(self, "rounds", check_count("rounds", self.rounds))
 
     def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
         """Return infinity for states old enough, minus infinity for others."""
@@ -205,6 +202,20 @@ class TotalVariation(Tolerance):
         return torch.zeros_like(candidates.size)
 
 
+def check_tolerance(given: Any) -> float | Tolerance | None:
+    """Check a number, a rule or `None`, and return a number as Python's own.
+
+    Raises:
+        InvalidProblemError: if it is none of these, or negative.
+    """
+    if given is None or isinstance(given, Tolerance):
+        return given
+    if not one_number(given):
+        msg = f"tolerance must be a number, or a rule such as NoiseRatio(0.1); given {describe(given)}"
+        raise InvalidProblemError(msg)
+    return not_negative("tolerance", given)
+
+
 def resolve_tolerance(given: float | Tolerance | None, plan: Plan) -> Tolerance:
     """Turn a number into the problem's usual rule at that value, `None` into its default.
 
@@ -212,22 +223,10 @@ def resolve_tolerance(given: float | Tolerance | None, plan: Plan) -> Tolerance:
         InvalidProblemError: if it is neither, or negative.
         NotSupportedError: if the rule means nothing for the plan.
     """
-    if given is None:
+    found = check_tolerance(given)
+    if isinstance(found, Tolerance):
+        found.check(plan)
+        return found
+    if found is None:
         return RelAbs() if plan.yardstick is None else NoiseRatio()
-    if isinstance(given, (Real, Tensor)) and not isinstance(given, bool):
-        value = number("tolerance", given)
-        return RelAbs(value, value) if plan.yardstick is None else NoiseRatio(value)
-    if not isinstance(given, Tolerance):
-        msg = f"tolerance must be a number, or a rule such as NoiseRatio(0.1); given {describe(given)}"
-        raise InvalidProblemError(msg)
-    given.check(plan)
-    return given
-
-
-def _keep_not_negative(rule: Tolerance, *names: str) -> None:
-    keep_numbers(rule, *names)
-    for name in names:
-        value = getattr(rule, name)
-        if not 0 <= value < math.inf:
-            msg = f"{name} must be finite and not negative; given {value:g}"
-            raise InvalidProblemError(msg)
+    return RelAbs(found, found) if plan.yardstick is None else NoiseRatio(found)

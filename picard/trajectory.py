@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from picard.device import send
 from picard.errors import InvalidProblemError, close_match, describe
+from picard.number import wholes
 from picard.plan import Plan
 from picard.shapes import Float
 
@@ -109,11 +111,10 @@ def check_save(save: str | Sequence[int] | Tensor | NDArray[Any], steps: int) ->
             msg = f"unknown save {save!r}: {close_match(save, ('last', 'all'))}, or indices of grid points"
             raise InvalidProblemError(msg)
         return [steps] if save == "last" else list(range(steps + 1))
-    given: object = save.tolist() if isinstance(save, (Tensor, np.ndarray)) else save
-    found = list(given) if isinstance(given, Iterable) else []
-    points = [int(point) for point in found if isinstance(point, (int, np.integer)) and not isinstance(point, bool)]
-    if not points or len(points) < len(found) or not all(-steps - 1 <= point <= steps for point in points):
-        mask = bool(found) and all(isinstance(point, bool) for point in found)
+    found = wholes(save)
+    points = [point for point in found if point is not None and -steps - 1 <= point <= steps]
+    if not points or len(points) < len(found):
+        mask = isinstance(save, Tensor) and save.dtype == torch.bool
         fix = ": write torch.arange(len(mask))[mask] for a mask" if mask else ""
         msg = f"save must be 'last', 'all' or indices within the {steps + 1} grid points; given {describe(save)}{fix}"
         raise InvalidProblemError(msg)

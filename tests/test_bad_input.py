@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
@@ -154,6 +155,13 @@ CASES: dict[str, Refusal] = {
     "a tuple": (drifting(lambda x: (x,)), InvalidProblemError, ["returned", "tuple"]),
     "none": (drifting(lambda x: None), InvalidProblemError, ["returned", "NoneType"]),
     "a class": (lambda: picard.ODE(torch.nn.Linear, X), InvalidProblemError, ["drift(t, x, **cond)", "Linear(...)"]),  # type: ignore[arg-type]
+    "sparse drift": (drifting(lambda x: x.to_sparse()), InvalidProblemError, ["torch.sparse_coo"]),
+    "sparse start": (lambda: picard.ODE(lambda t, x: x, X.to_sparse()), InvalidProblemError, ["x0 must be dense"]),
+    "sparse conditioning": (
+        lambda: solve(picard.ODE(lambda t, x, c: x, X, cond={"c": X.to_sparse()}), times(5), method="euler"),
+        InvalidProblemError,
+        ["one row a sample must be dense", ".to_dense()"],
+    ),
     "no numbers": (
         lambda: picard.ODE(lambda t, x: x, X.to("meta")),
         InvalidProblemError,
@@ -167,6 +175,8 @@ CASES: dict[str, Refusal] = {
     "plan's list": (planned(c=[0.0]), InvalidProblemError, ["Plan.c must be a tensor", "list", "as_tensor"]),
     "plan's b": (planned(b=torch.ones(3, 1, dtype=F64)), InvalidProblemError, ["Plan.b", "(4, 1)", "(3, 1)"]),
     "plan's dtype": (planned(a=torch.ones(4, 1)), InvalidProblemError, ["Plan.a", "float64", "float32"]),
+    "plan's layout": (planned(step=torch.arange(4).to_sparse()), InvalidProblemError, ["Plan.step must be dense"]),
+    "plan's complex steps": (planned(step=torch.ones(4) * 1j), InvalidProblemError, ["Plan.step", "int64", "complex"]),
     "plan's steps": (planned(step=torch.arange(3)), InvalidProblemError, ["Plan.step", "(4,)", "torch.arange(4)"]),
     "plan's step numbers": (planned(step=torch.arange(4.0)), InvalidProblemError, ["Plan.step", "int64", "float32"]),
     "plan's gap": (planned(step=torch.tensor([0, 0, 2, 3])), InvalidProblemError, ["Plan.step", "without a gap"]),
@@ -182,8 +192,24 @@ CASES: dict[str, Refusal] = {
     ),
     # what torchsde's callers give
     "a flag of sdeint": (lambda: of_torchsde(adaptive="no"), InvalidProblemError, ["adaptive must be True or"]),
+    "rows of sdeint": (
+        lambda: of_torchsde(options={"rows": "no"}),
+        InvalidProblemError,
+        ["rows must be True or False"],
+    ),
+    "times of sdeint": (
+        lambda: picard.sdeint(of_types(), X, ["0", "1"], method="euler"),  # type: ignore[list-item]
+        InvalidProblemError,
+        ["every time of ts must be one number", "'0'"],
+    ),
     "names of sdeint": (lambda: of_torchsde(names="fg"), InvalidProblemError, ["names must map", "'fg'"]),
     "f of sdeint": (lambda: of_torchsde(f=3), InvalidProblemError, ["sde.f(t, y", "3 (int)"]),
+    "path of sdeint": (
+        lambda: of_torchsde(bm=lambda a, b: X[0]),
+        InvalidProblemError,
+        ["bm must return a floating tensor of shape (2, 3)", "(3,)"],
+    ),
+    "numbers of sdeint's path": (lambda: of_torchsde(bm=lambda a, b: X.long()), InvalidProblemError, ["bm", "int64"]),
     "method of sdeint": (lambda: of_torchsde(method=3), UnknownMethodError, ["method must be a name", "3 (int)"]),
     # what is verified
     "selected by a mask": (lambda: verify.select(pendulum(), [True, False]), InvalidProblemError, ["indices"]),
@@ -191,6 +217,22 @@ CASES: dict[str, Refusal] = {
         lambda: verify.select(pendulum(), [2]),
         InvalidProblemError,
         ["in the batch of 2", "[2]"],
+    ),
+    "noise of a sample outside": (
+        lambda: Noise.from_tensor(torch.zeros(5, 2, 3)).select([0, 2]),
+        InvalidProblemError,
+        ["in the batch of 2", "[0, 2]"],
+    ),
+    "seed of a sample outside": (
+        lambda: Noise.from_seed([1, 2]).select([2]),
+        InvalidProblemError,
+        ["in the batch of 2"],
+    ),
+    "noise of no sample": (lambda: Noise.from_seed(0).select([]), InvalidProblemError, ["indices in the batch"]),
+    "samples without numbers": (
+        lambda: Noise.from_seed(0).select(torch.ones(2, device="meta")),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["indices in the batch", "on meta"],
     ),
     "property as a word": (
         lambda: verify.check(pendulum(), times(5), method="euler", properties="causal"),
@@ -203,12 +245,67 @@ CASES: dict[str, Refusal] = {
         ["rounds", "0.5"],
     ),
     "complex lipschitz": (lambda: verify.factorial_bound(1j, 1.0, 1), InvalidProblemError, ["lipschitz", "1j"]),  # type: ignore[arg-type]
+    "sparse gains": (lambda: verify.picard_bound(torch.ones(3).to_sparse(), 1), InvalidProblemError, ["dense"]),
+    "a quantile as percent": (lambda: verify.History().contraction(50), InvalidProblemError, ["between 0 and 1", "50"]),
+    "absurd degree": (
+        lambda: verify.elementary_symmetric(torch.ones(3), 10**30),
+        InvalidProblemError,
+        ["degree", "at most 9223372036854775807"],
+    ),
     "gains as a list": (lambda: verify.rounds_needed([1.0], 0.5), InvalidProblemError, ["gains", "one-dimensional"]),  # type: ignore[arg-type]
     "deviation as a word": (lambda: verify.gaussian_tv(0.0, "1", 0.0, 1.0), InvalidProblemError, ["std_1", "'1'"]),  # type: ignore[arg-type]
     "means as lists": (lambda: verify.gaussian_tv_shared([0.0], [0.0], X), InvalidProblemError, ["must be tensors"]),  # type: ignore[arg-type]
     "samples as arrays": (lambda: verify.energy_test(X.numpy(), X), InvalidProblemError, ["samples", "ndarray"]),  # type: ignore[arg-type]
     "seed of a test": (lambda: verify.energy_test(X, X, seed="0"), InvalidProblemError, ["seed", "'0'"]),  # type: ignore[arg-type]
+    "sigmas of a test": (
+        lambda: verify.TwoSample(0.0, 1.0, 0.5).lower("2"),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["sigmas must be one number"],
+    ),
+    "kind of methods": (lambda: verify.strategies.methods("sdes"), InvalidProblemError, ["did you mean 'sde'"]),  # type: ignore[arg-type]
     "kind of noise": (lambda: verify.tanh_sde(0, noise_type="skalar"), InvalidProblemError, ["did you mean 'scalar'"]),  # type: ignore[arg-type]
+    "absurd seed of a test": (lambda: verify.energy_test(X, X, seed=2**63), InvalidProblemError, ["seed", "at most"]),
+    "absurd permutations": (
+        lambda: verify.energy_test(torch.ones(4, 1), torch.ones(4, 1), permutations=10**30),
+        InvalidProblemError,
+        ["permutations", "at most 1000000"],
+    ),
+    "absurd batch": (lambda: verify.tanh_ode(0, batch=2**63), InvalidProblemError, ["batch", "at most 1000000000"]),
+    "shape of shares": (lambda: verify.tanh_ode(0, shape=(2.5,)), InvalidProblemError, ["every entry", "2.5 (float)"]),  # type: ignore[arg-type]
+    "shape as a number": (
+        lambda: verify.tanh_ode(0, shape=3),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["sizes of one state", "3 (int)", "shape=(3,)"],
+    ),
+    "dtype of integers": (
+        lambda: verify.linear_system(0, dtype=torch.int64),
+        InvalidProblemError,
+        ["dtype must be a floating one", "torch.int64"],
+    ),
+    "dtype as a word": (
+        lambda: verify.tanh_sde(0, dtype="float32"),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["dtype must be a floating one", "'float32'"],
+    ),
+    "dtype of none": (lambda: sampling(dtype=None), InvalidProblemError, ["dtype must be a floating one", "None"]),
+    "no mixture": (lambda: sampling(mixture="three"), InvalidProblemError, ["Mixture.random(0)", "'three'"]),
+    "batch of a mixture": (lambda: sampling(batch=2.5), InvalidProblemError, ["batch must be an integer", "2.5"]),
+    "no components": (lambda: verify.Mixture.random(0, components=0), InvalidProblemError, ["components", "0 (int)"]),
+    "samples of a mixture": (
+        lambda: verify.Mixture.random(0).sample(-1, torch.Generator()),
+        InvalidProblemError,
+        ["count", "-1"],
+    ),
+    "generator of a mixture": (
+        lambda: verify.Mixture.random(0).sample(2, 0),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["torch.Generator().manual_seed(0)", "0 (int)"],
+    ),
+    "means without numbers": (
+        lambda: verify.gaussian_tv(torch.zeros(2, device="meta"), 1.0, torch.zeros(2), 1.0),
+        InvalidProblemError,
+        ["mean_1", "holds numbers"],
+    ),
     "no batch of a system": (lambda: verify.linear_system(0, batch=0), InvalidProblemError, ["batch", "0 (int)"]),
     "a mixture of lists": (lambda: verify.Mixture([0.0], [1.0], [1.0]), InvalidProblemError, ["made of tensors"]),  # type: ignore[arg-type]
     # the noise of an SDE
@@ -226,6 +323,12 @@ CASES: dict[str, Refusal] = {
         ["1 for a batch of 2", "one integer"],
     ),
     "too many seeds": (lambda: with_noise(Noise.from_seed([1, 2, 3])), InvalidProblemError, ["3 for a batch of 2"]),
+    "seed without a number": (
+        lambda: Noise.from_seed(torch.tensor(3, device="meta")),  # type: ignore[arg-type]
+        InvalidProblemError,
+        ["a seed must be an integer", "on meta"],
+    ),
+    "seeds of bytes": (lambda: Noise.from_seed(b"ab"), InvalidProblemError, ["a seed must be an integer"]),
     "no seed": (lambda: Noise.from_seed([]), InvalidProblemError, ["a seed must be an integer"]),
     "negative seed": (lambda: Noise.from_seed(-1), InvalidProblemError, ["[0, 2**64)", "-1"]),
     "large seed": (lambda: Noise.from_seed([2**64]), InvalidProblemError, ["[0, 2**64)"]),
@@ -259,6 +362,17 @@ CASES: dict[str, Refusal] = {
         InvalidProblemError,
         ["one entry a sample", "(float)"],
     ),
+    "path without numbers": (
+        stochastic(noise=Noise.from_brownian(lambda a, b: X.to("meta"))),
+        InvalidProblemError,
+        ["Brownian path", "holds numbers"],
+    ),
+    "sparse path": (stochastic(noise=Noise.from_brownian(lambda a, b: X.to_sparse())), InvalidProblemError, ["dense"]),
+    "coarsen by an absurd number": (
+        lambda: Noise.from_seed(0).coarsen(10**30),
+        InvalidProblemError,
+        ["factor must be an integer of at least 1 and at most 1000000;"],
+    ),
     "coarsen by a fraction": (lambda: Noise.from_seed(0).coarsen(2.5), InvalidProblemError, ["integer", "2.5 (float)"]),  # type: ignore[arg-type]
     "coarsen on a coarse grid": (
         stochastic(noise=Noise.from_seed(0).coarsen(2, times(5))),
@@ -288,7 +402,7 @@ CASES: dict[str, Refusal] = {
     "sampler on an ode": (optioned(method="ddim"), NotSupportedError, ["noise levels of a diffusion model", "euler"]),
     "rk4 on a model": (lambda: solve(diffusion(), 5, method="rk4"), NotSupportedError, ["RK4", "dpmsolver++"]),
     "heun on an ito sde": (lambda: solve(sde(), times(5), method="heun"), NotSupportedError, ["Ito", "method='euler'"]),
-    "eta": (lambda: DDIM(eta=-1), InvalidProblemError, ["not negative", "DDIM(eta=0.0)"]),
+    "eta": (lambda: DDIM(eta=-1), InvalidProblemError, ["eta must be finite and not negative; given -1"]),
     "variance": (lambda: DDPM("fixed"), InvalidProblemError, ["'fixed'", "fixed_small"]),  # type: ignore[arg-type]
     "eta of a word": (lambda: DDIM(eta="0.5"), InvalidProblemError, ["eta must be one number", "'0.5' (str)"]),  # type: ignore[arg-type]
     "a broken order": (lambda: DPMSolver(2.0), InvalidProblemError, ["1, 2 or 3", "2.0 (float)"]),  # type: ignore[arg-type]
@@ -351,13 +465,22 @@ CASES: dict[str, Refusal] = {
         ["tau must be one number", "(2,)"],
     ),
     "a law's bound of a word": (lambda: picard.TotalVariation("a"), InvalidProblemError, ["eps must be one number"]),  # type: ignore[arg-type]
-    "a truth of rounds": (lambda: picard.FixedRounds(True), InvalidProblemError, ["whole number of rounds"]),
+    "a truth of rounds": (lambda: picard.FixedRounds(True), InvalidProblemError, ["rounds must be an integer of"]),
     "sync_every": (optioned(sync_every="auto"), InvalidProblemError, ["sync_every must be an integer of at least 1;"]),
     "a grid that asks for a gradient": (
         lambda: solve(pendulum(), times(5).requires_grad_(), method="euler"),
         NotSupportedError,
         ["grid.detach()"],
     ),
+    "absurd window": (optioned(window=10**30), InvalidProblemError, ["window", "at most 9223372036854775807"]),
+    "window of too many digits": (optioned(window=10**5000), InvalidProblemError, ["window", "given a int"]),
+    "tolerance of too many digits": (
+        optioned(tolerance=10**400),
+        InvalidProblemError,
+        ["tolerance must be one number"],
+    ),
+    "rounds that would wrap": (lambda: FixedRounds(2**63), InvalidProblemError, ["rounds", "at most"]),
+    "guess of too many digits": (optioned(guess=10**5000), InvalidProblemError, ["given a int", "known: copy"]),
     "window": (optioned(window=0), InvalidProblemError, ["window", "at least 1", "0 (int)"]),
     "negative window": (optioned(window=-3), InvalidProblemError, ["at least 1", "-3"]),
     "window of another type": (optioned(window=2.5), InvalidProblemError, ["integer", "2.5 (float)"]),
@@ -401,6 +524,11 @@ CASES: dict[str, Refusal] = {
     "save twice": (optioned(save=[1, 1]), InvalidProblemError, ["without repeats"]),
     "save of another type": (optioned(save=3), InvalidProblemError, ["'last', 'all' or indices"]),
     "save as one number in a tensor": (optioned(save=torch.tensor(3)), InvalidProblemError, ["or indices", "shape ()"]),
+    "save without numbers": (
+        optioned(save=torch.ones(2, device="meta")),
+        InvalidProblemError,
+        ["indices within the 6 grid points", "on meta"],
+    ),
     "save as a mask": (
         optioned(save=torch.tensor([False, True])),
         InvalidProblemError,
@@ -409,11 +537,22 @@ CASES: dict[str, Refusal] = {
     "tolerance": (optioned(tolerance=-1.0), InvalidProblemError, ["not negative", "-1"]),
     "tolerance as text": (optioned(tolerance="small"), InvalidProblemError, ["a number", "NoiseRatio(0.1)"]),
     "infinite tolerance": (lambda: RelAbs(rtol=float("inf")), InvalidProblemError, ["rtol", "finite"]),
-    "no rounds": (lambda: FixedRounds(0), InvalidProblemError, ["at least one", "0 (int)"]),
-    "half a round": (lambda: FixedRounds(2.5), InvalidProblemError, ["whole number of rounds", "2.5 (float)"]),  # type: ignore[arg-type]
-    "rounds that are no number": (lambda: FixedRounds(NAN), InvalidProblemError, ["whole number of rounds"]),  # type: ignore[arg-type]
+    "no rounds": (lambda: FixedRounds(0), InvalidProblemError, ["rounds must be an integer of at least 1;", "0 (int)"]),
+    "half a round": (lambda: FixedRounds(2.5), InvalidProblemError, ["rounds must be an integer", "2.5 (float)"]),  # type: ignore[arg-type]
+    "rounds that are no number": (lambda: FixedRounds(NAN), InvalidProblemError, ["rounds must be an integer of"]),  # type: ignore[arg-type]
     "noise ratio of an ode": (optioned(tolerance=NoiseRatio(0.1)), NotSupportedError, ["RelAbs(rtol, atol)"]),
 }
+
+
+def sampling(**changes: Any) -> Any:
+    """Build the problem of a mixture with something wrong in it."""
+    given = {"mixture": verify.Mixture.random(0), "schedule": picard.Schedule.linear(), "seed": 0, **changes}
+    return verify.mixture_diffusion(**given)
+
+
+def of_types() -> Any:
+    """Build what sdeint takes."""
+    return SimpleNamespace(noise_type="diagonal", sde_type="ito", f=lambda t, y: -y, g=lambda t, y: y)
 
 
 def certified() -> picard.PathCertificate:
@@ -445,3 +584,15 @@ def test_a_seed_may_be_a_tensor_or_an_array() -> None:
         assert Noise.from_seed(seed) == Noise.from_seed(3)  # type: ignore[arg-type]
     assert Noise.from_seed(torch.tensor([1, 2])) == Noise.from_seed([1, 2])  # type: ignore[arg-type]
     assert Noise.from_seed([4, 5]).select(np.array([1])) == Noise.from_seed([5])  # type: ignore[arg-type]
+
+
+def test_counts_are_whatever_counts() -> None:
+    counts: list[Any] = [np.int64(3), np.array(3), torch.tensor(3), sys.maxsize]
+    for three in counts:
+        made = solve(pendulum(), times(5), method="euler", window=three, max_rows=three, tolerance=FixedRounds(three))
+        assert made.success
+    assert verify.Case(diffusion(), torch.tensor(3), "ddim").steps == 3
+    x, y, most = start(8, 1), start(8, 1, seed=1), torch.tensor(9)
+    assert type(verify.energy_test(x, y, permutations=most).p_value) is float  # type: ignore[arg-type]
+    assert verify.tanh_ode(0, batch=np.int64(3)).x0.shape == (3, 3)  # type: ignore[arg-type]
+    assert verify.classifier_test(x, y, seed=np.int64(3)).p_value > 0  # type: ignore[arg-type]

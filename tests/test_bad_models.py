@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,12 @@ CASES: dict[str, Refusal] = {
     "no sigma": (lambda: Schedule.karras(0.0), InvalidProblemError, ["0 < sigma_min", "given 0,"]),
     "rho": (lambda: Schedule.karras(rho=0.0), InvalidProblemError, ["positive rho"]),
     "shift": (lambda: Schedule.flow(shift=-1.0), InvalidProblemError, ["positive", "-1"]),
+    "absurd training steps": (
+        lambda: Schedule.cosine(10**30),
+        InvalidProblemError,
+        ["train_steps must be an integer of at least 1 and at most 1000000000;"],
+    ),
+    "a size of the last training steps": (lambda: Schedule.linear(2**40), InvalidProblemError, ["and at most"]),
     "half a training step": (lambda: Schedule.linear(10.0), InvalidProblemError, ["train_steps", "10.0 (float)"]),  # type: ignore[arg-type]
     "a beta of a word": (lambda: Schedule.linear(beta_end="a"), InvalidProblemError, ["beta_end must be one number"]),  # type: ignore[arg-type]
     "negative beta": (lambda: Schedule.scaled_linear(beta_start=-0.1), InvalidProblemError, ["[0, 1)", "-0.1"]),
@@ -154,6 +161,11 @@ CASES: dict[str, Refusal] = {
         answering(lambda x: {"sample": x.new_zeros(99)}),
         InvalidProblemError,
         ["returned a dict of tensors:"],
+    ),
+    "network's layout": (
+        answering(lambda x: x.to_sparse()),
+        InvalidProblemError,
+        ["what the model returns must be dense", "torch.sparse_coo", ".to_dense()"],
     ),
     "network's device": (
         answering(lambda x: x.to("meta"), prediction="epsilon"),
@@ -252,6 +264,8 @@ CASES: dict[str, Refusal] = {
     "too many steps": (sampled(1001), InvalidGridError, ["between 1 and the 1000 training steps", "1001"]),
     "no steps": (sampled(0), InvalidGridError, ["between 1 and", "0"]),
     "no sigma steps": (sampled(0, KARRAS), InvalidGridError, ["at least 1"]),
+    "absurd steps": (sampled(2**40, KARRAS), InvalidGridError, ["at least 1 and at most 1000000000", "1099511627776"]),
+    "sparse timesteps": (sampled(torch.arange(3, 0, -1).to_sparse()), InvalidProblemError, ["dense", ".to_dense()"]),
     "a flag": (sampled(True), InvalidGridError, ["number of steps", "True (bool)"]),
     "a float": (sampled(50.0), InvalidGridError, ["number of steps", "50.0 (float)", "write e.g. 50"]),
     "a matrix of steps": (sampled(torch.ones(3, device="meta")), InvalidProblemError, ["device that holds numbers"]),
@@ -282,6 +296,10 @@ def test_numbers_of_numpy_do() -> None:
     assert torch.equal(Schedule.karras(rho=np.array(3.0)).levels(two).sigma, Schedule.karras(rho=3.0).levels(2).sigma)  # type: ignore[arg-type]
     assert DDIM(half) == DDIM(0.5)  # type: ignore[arg-type]
     assert DPMSolver(two) == DPMSolver(2)  # type: ignore[arg-type]
+    for five in (np.int64(5), np.array(5), torch.tensor(5)):  # one timestep would be torch.tensor([5])
+        assert diffusion().points(five).steps == 5
+        assert torch.equal(solve(diffusion(), five, method="ddim").final, solve(diffusion(), 5, method="ddim").final)  # type: ignore[arg-type]
+    assert isinstance(Guidance(Fraction(1, 2)).scale, float)  # type: ignore[arg-type]
     assert type(picard.RelAbs(half, torch.tensor(0.5)).atol) is float  # type: ignore[arg-type]
 
 

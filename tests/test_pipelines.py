@@ -226,8 +226,11 @@ def test_wrong_options_are_refused() -> None:
         untyped(pipe, mode="repaly")
     with pytest.raises(InvalidProblemError, match="window"):
         parallelize(pipe, window=0)
-    with pytest.raises(InvalidProblemError, match="tolerance"):
-        parallelize(pipe, tolerance=-1.0)
+    for wrong in (-1.0, True, "small", torch.ones(2)):
+        with pytest.raises(InvalidProblemError, match="tolerance must be"):
+            untyped(pipe, tolerance=wrong)
+    with pytest.raises(InvalidProblemError, match="max_rows must be an integer of at least 1 and at most"):
+        parallelize(pipe, max_rows=2**63)
     with pytest.raises(InvalidProblemError, match="unet"):
         parallelize(pipe, denoiser="uent")
     for other in (torch.nn.Linear(1, 1), None, "a name"):

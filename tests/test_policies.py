@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -427,10 +428,16 @@ def test_bad_options_are_refused_with_a_word_on_what_to_write(unchecked: None) -
     refused: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"window": 0}, InvalidProblemError, "window must be an integer of at least 1"),
         ({"actions": 1.5}, InvalidProblemError, "actions must be an integer"),
+        ({"max_rows": 2**63}, InvalidProblemError, "max_rows must be an integer of at least 1 and at most"),
         ({"warm_start": "shft"}, InvalidProblemError, "shift"),
-        ({"mode": "plann"}, InvalidProblemError, "plan"),
+        ({"warm_start": np.arange(2)}, InvalidProblemError, "warm_start must be an integer"),
+        ({"mode": "plann"}, InvalidProblemError, "did you mean 'plan'"),
+        ({"mode": np.arange(2)}, InvalidProblemError, "unknown mode"),
         ({"guess": "held"}, InvalidProblemError, "hold"),
-        ({"tolerance": -1}, InvalidProblemError, "at least 0"),
+        ({"certify": "no"}, InvalidProblemError, "certify must be True or False"),
+        ({"fresh_noise": torch.ones(2)}, InvalidProblemError, "fresh_noise must be True or False"),
+        ({"tolerance": -1}, InvalidProblemError, "tolerance must be finite and not negative"),
+        ({"tolerance": True}, InvalidProblemError, "tolerance must be a number, or a rule"),
         ({"tolerance": "tight"}, InvalidProblemError, "NoiseRatio"),
         ({"linearization": "secnt"}, InvalidProblemError, "secant"),
         ({"fresh_noise": False}, InvalidProblemError, "warm_start='shift'"),
@@ -443,7 +450,7 @@ def test_bad_options_are_refused_with_a_word_on_what_to_write(unchecked: None) -
     for options, kind, match in refused:
         with pytest.raises(kind, match=match):
             parallelize(policy, **options)
-    parallelize(policy, warm_start=double.HORIZON)
+    parallelize(policy, warm_start=np.int64(double.HORIZON), tolerance=np.float32(0.1))
     with pytest.raises(InvalidProblemError, match="from 1 to 7"):
         drawn(sample, 1, own=False)
     with pytest.raises(NotSupportedError, match="scheduler"):

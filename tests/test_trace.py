@@ -306,18 +306,28 @@ def test_the_parameters_of_a_step_are_known_by_name() -> None:
     [
         ({"num_inference_steps": 0.5}, "num_inference_steps must be an integer"),
         ({"num_inference_steps": True}, "num_inference_steps must be an integer"),
+        ({"num_inference_steps": 10**30}, "num_inference_steps must be an integer of at least 1 and at most"),
+        ({"generator": 0}, "generator must be a torch.Generator"),
+        ({"latents": torch.ones(1, 2).to_sparse()}, r"latents must be dense; .*to_dense\(\)"),
+        ({"model": lambda x, t: None}, r"a tensor, a tuple with the tensor first, .*; it returned None"),
+        ({"model": lambda x, t: "ab"}, r"a tensor, a tuple with the tensor first, .*; it returned 'ab'"),
+        ({"model": lambda x, t: {"eps": x}}, r"returned a dict of tensors"),
+        ({"model": lambda x, t: x.long()}, r"floating tensor .*int64"),
+        ({"model": lambda x, t: x.to_sparse()}, r"what the model returns must be dense"),
         ({"scheduler_options": [0.5]}, "scheduler_options must map"),
         ({"cond": [1]}, "cond must map"),
         ({"parallel": "no"}, "parallel must be True or False"),
     ],
 )
 def test_what_a_sample_is_given_is_checked(changes: dict[str, Any], says: str) -> None:
-    given = {"latents": torch.ones(1, 2), "num_inference_steps": 3, **changes}
+    given = {"model": lambda x, t: x, "latents": torch.ones(1, 2), "num_inference_steps": 3, **changes}
     with pytest.raises(picard.InvalidProblemError, match=says):
-        adapter.sample(lambda x, t: x, library.DDIMScheduler(), **given)
+        adapter.sample(scheduler=library.DDIMScheduler(), **given)
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_options_of_a_trace_must_have_names() -> None:
     with pytest.raises(picard.InvalidProblemError, match="scheduler_options must map"):
         adapter.trace(library.DDIMScheduler(), 3, scheduler_options=[0.5])  # type: ignore[arg-type]
+    with pytest.raises(picard.InvalidProblemError, match="steps must be an integer"):
+        adapter.trace(library.DDIMScheduler(), 2.5)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from picard.device import fetch
 from picard.errors import InvalidProblemError, describe
-from picard.number import check_count, number
+from picard.number import check_count, number, share
 from picard.progress import RoundInfo
 from picard.shapes import Float
 
@@ -30,9 +30,11 @@ def elementary_symmetric(values: Float[Tensor, " n"], degree: int) -> Float[Tens
     Raises:
         InvalidProblemError: if the degree is negative.
     """
-    check_count("degree", degree, least=0)
-    _check_gains("values", values)
-    values, current = fetch(values), torch.ones(len(values) + 1, dtype=torch.float64, device="cpu")
+    return _symmetric(_check_gains("values", values), check_count("degree", degree, least=0))
+
+
+def _symmetric(values: Tensor, degree: int) -> Tensor:
+    current = torch.ones(len(values) + 1, dtype=torch.float64, device="cpu")
     # e_k of the first n is the sum over the largest index m of values[m] e_(k-1) of those before
     for _ in range(min(degree, len(current))):  # by then, all are zero
         current = torch.cat([current.new_zeros(1), (values * current[:-1]).cumsum(0)])
@@ -61,11 +63,11 @@ def picard_bound(gains: Float[Tensor, " steps"], rounds: int) -> Float[Tensor, "
     Raises:
         InvalidProblemError: if a gain or the number of rounds is negative.
     """
-    check_count("rounds", rounds, least=0)
-    _check_gains("gains", gains)
+    rounds = check_count("rounds", rounds, least=0)
+    gains = _check_gains("gains", gains)
     if rounds == 0:
-        return torch.cat([torch.zeros(1, device="cpu"), torch.ones(len(gains), device="cpu")]).double()
-    return torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), elementary_symmetric(gains[1:], rounds)])
+        return torch.cat([gains.new_zeros(1), torch.ones_like(gains)])
+    return torch.cat([gains.new_zeros(1), _symmetric(gains[1:], rounds)])
 
 
 def factorial_bound(lipschitz: float, length: float, rounds: int) -> float:
@@ -82,7 +84,7 @@ def factorial_bound(lipschitz: float, length: float, rounds: int) -> float:
     Raises:
         InvalidProblemError: if `L T` is not finite or the number of rounds is negative.
     """
-    check_count("rounds", rounds, least=0)
+    rounds = check_count("rounds", rounds, least=0)
     size = abs(number("lipschitz", lipschitz) * number("length", length))
     if not size < math.inf:
         msg = f"lipschitz * length must be finite; given {lipschitz} and {length}"
@@ -106,25 +108,27 @@ def rounds_needed(gains: Float[Tensor, " steps"], factor: float) -> int:
     Raises:
         InvalidProblemError: if there are no gains, or one of them or the factor is negative or not a number.
     """
-    _check_gains("gains", gains)
+    gains = _check_gains("gains", gains)
     if len(gains) == 0 or not number("factor", factor) >= 0:
         msg = f"gains and factor must be given and not negative; given {describe(gains)} and {factor}"
         raise InvalidProblemError(msg)
-    gains, current, rounds = fetch(gains), torch.ones(len(gains), dtype=torch.float64, device="cpu"), 0
+    current, rounds = torch.ones_like(gains), 0
     while float(current.max()) > factor:
         current = torch.cat([current.new_zeros(1), (gains[1:] * current[:-1]).cumsum(0)])
         rounds += 1
     return rounds
 
 
-def _check_gains(name: str, gains: Any) -> None:
-    flat = isinstance(gains, Tensor) and gains.ndim == 1 and not gains.is_complex() and not gains.is_meta
-    if not flat or not bool((gains >= 0).all()):
+def _check_gains(name: str, gains: Any) -> Tensor:
+    """Check numbers that must not be negative, and take them to the host in float64."""
+    found = fetch(gains) if isinstance(gains, Tensor) and gains.ndim == 1 and not gains.is_complex() else None
+    if found is None or not bool((found >= 0).all()):
         msg = (
             f"{name} must be a one-dimensional tensor of numbers, and must not be negative; given {describe(gains)}: "
             "write e.g. (lipschitz * grid.diff()).abs()"
         )
         raise InvalidProblemError(msg)
+    return found
 
 
 class History:
@@ -154,7 +158,11 @@ class History:
         Returns:
             The ratio; not a number if no state was seen to move in two rounds. Below one half, a change bounds what is
             left of the error, as the tolerance of ParaDiGMS assumes.
+
+        Raises:
+            InvalidProblemError: if the quantile is not between 0 and 1.
         """
+        quantile = share("quantile", quantile)
         ratios = [
             after / before
             for series in self.changes.values()

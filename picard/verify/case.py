@@ -11,10 +11,10 @@ from torch import Tensor
 
 from picard.conditioning import map_tensors
 from picard.diffusion import Diffusion
-from picard.errors import InvalidProblemError, NotSupportedError, describe
+from picard.errors import NotSupportedError, describe
 from picard.expected import Expected
 from picard.noise import Noise
-from picard.number import check_samples
+from picard.number import check_samples, whole
 from picard.ode import ODE
 from picard.prepare import Prepared, prepare
 from picard.problem import Problem
@@ -40,6 +40,11 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     samples: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        """Keep a number of steps as Python's own."""
+        steps = whole(self.grid)
+        object.__setattr__(self, "grid", self.grid if steps is None else steps)
+
     def prepare(self) -> Prepared:
         """Write the case as a plan.
 
@@ -61,7 +66,7 @@ class Case:
         """Number of grid steps, if the grid says it."""
         if isinstance(self.grid, Tensor):
             return len(self.grid) - (not isinstance(self.problem, Diffusion))
-        return self.grid if isinstance(self.grid, int) else None
+        return whole(self.grid)
 
     def select(self, samples: list[int]) -> Case:
         """Keep some samples of the batch, in the given order.
@@ -171,10 +176,8 @@ def select(problem: Any, samples: list[int]) -> Any:
     if not isinstance(problem, ODE | SDE | Diffusion):
         msg = f"only an ODE, an SDE or a Diffusion has a batch that can be taken apart; given {describe(problem)}"
         raise NotSupportedError(msg)
-    batch, samples = len(problem.x0), check_samples(samples)
-    if not samples or max(samples) >= batch:
-        msg = f"samples must be indices in the batch of {batch}, at least one; given {samples}"
-        raise InvalidProblemError(msg)
+    batch = len(problem.x0)
+    samples = check_samples(samples, batch)
     changes: dict[str, Any] = {"cond": _rows(problem.cond, samples, batch)}
     if isinstance(problem, Diffusion):
         guidance = problem.denoiser.guidance

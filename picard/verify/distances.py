@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from picard.device import check_data, fetch
 from picard.errors import InvalidProblemError, describe
 from picard.number import number
 
@@ -34,7 +35,9 @@ def gaussian_tv(mean_1: float | Tensor, std_1: float, mean_2: float | Tensor, st
     """
     std_1, std_2 = number("std_1", std_1), number("std_2", std_2)
     for name, mean in (("mean_1", mean_1), ("mean_2", mean_2)):
-        if not isinstance(mean, Tensor):
+        if isinstance(mean, Tensor):
+            check_data(name, mean)
+        else:
             number(name, mean)
     first, second = (torch.as_tensor(mean, dtype=torch.float64, device="cpu").reshape(-1) for mean in (mean_1, mean_2))
     finite = bool(torch.isfinite(first).all() and torch.isfinite(second).all())
@@ -81,17 +84,19 @@ def gaussian_tv_shared(mean_1: Tensor, mean_2: Tensor, covariance: Tensor) -> fl
             f"{describe(mean_1)}, {describe(mean_2)}, {describe(covariance)}: write torch.as_tensor(...)"
         )
         raise InvalidProblemError(msg)
+    given = (mean_1, mean_2, covariance)
+    mean_1, mean_2, covariance = (fetch(part) for part in given)
     dims, info = mean_1.numel(), torch.ones(1, device="cpu")
     if tuple(covariance.shape) == (dims, dims):
-        info = torch.linalg.cholesky_ex(covariance.double()).info
+        info = torch.linalg.cholesky_ex(covariance).info
     if mean_1.shape != (dims,) or mean_2.shape != (dims,) or bool(info.any()):
         msg = (
             "means must have shape (n,) and the covariance, positive definite, (n, n); given "
-            f"{describe(mean_1)}, {describe(mean_2)}, {describe(covariance)}"
+            f"{', '.join(describe(part) for part in given)}"
         )
         raise InvalidProblemError(msg)
-    shift = (mean_1 - mean_2).double()
-    distance = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance.double()), shift[:, None], upper=False)
+    shift = mean_1 - mean_2
+    distance = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), shift[:, None], upper=False)
     return math.erf(float(distance.norm()) / math.sqrt(8))
 
 

@@ -10,11 +10,12 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from picard.errors import check_choice
+from picard.errors import InvalidProblemError, check_choice, describe
 from picard.noise import Noise
-from picard.number import check_count, number
+from picard.number import number, wholes
 from picard.ode import ODE
 from picard.sde import SDE, NoiseType
+from picard.verify.seeded import check_dtype, check_size, seeded
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,7 @@ def _orthogonal(dims: int, generator: torch.Generator) -> Tensor:
 
 
 def _start(batch: int, shape: Sequence[int], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    check_count("batch", batch)
+    batch = check_size("batch", batch)
     return torch.randn(batch, *shape, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
 
 
@@ -54,8 +55,12 @@ def tanh_ode(
         lipschitz: the constant L.
         dtype: dtype of the state.
     """
-    generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
-    dims = math.prod(check_count("every entry of shape", size) for size in shape)
+    generator = seeded(seed)
+    check_dtype(dtype)
+    if not wholes(shape):
+        msg = f"shape must list the sizes of one state; given {describe(shape)}: write e.g. shape=(3,)"
+        raise InvalidProblemError(msg)
+    dims = math.prod(check_size("every entry of shape", size) for size in shape)
     lipschitz = number("lipschitz", lipschitz)
     inner, outer = _orthogonal(dims, generator).to(dtype), (lipschitz * _orthogonal(dims, generator)).to(dtype)
     bias = torch.randn(dims, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
@@ -79,9 +84,11 @@ def linear_system(
         lipschitz: the norm.
         dtype: dtype of the state.
     """
-    generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
+    generator = seeded(seed)
+    check_dtype(dtype)
     lipschitz = number("lipschitz", lipschitz)
-    matrix = torch.randn(check_count("dims", dims), dims, generator=generator, dtype=torch.float64, device="cpu")
+    dims = check_size("dims", dims)
+    matrix = torch.randn(dims, dims, generator=generator, dtype=torch.float64, device="cpu")
     matrix = (lipschitz * matrix / torch.linalg.matrix_norm(matrix, 2)).to(dtype)
     bias = torch.randn(dims, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
 
@@ -100,9 +107,9 @@ def runaway_ode(seed: int, *, batch: int = 2, dims: int = 2, rate: float = 1.0) 
         dims: size of one state.
         rate: the rate; explicit Euler with steps h stays bounded for rate h < 2.
     """
-    generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
+    generator = seeded(seed)
     rate = number("rate", rate)
-    shape = (check_count("batch", batch), check_count("dims", dims))
+    shape = (check_size("batch", batch), check_size("dims", dims))
     start = 0.5 + 0.5 * torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
     return ODE(lambda _, x: -rate * x**3, start)
 
@@ -127,8 +134,9 @@ def tanh_sde(
         dtype: dtype of the state.
     """
     check_choice("noise_type", noise_type, get_args(NoiseType))
+    dims = check_size("dims", dims)
     ode = tanh_ode(seed, batch=batch, shape=(dims,), lipschitz=lipschitz, dtype=dtype)
-    generator = torch.Generator().manual_seed(check_count("seed", seed + 1, least=0))
+    generator = seeded(seed, 1)
     channels = {"diagonal": 0, "scalar": 1, "additive": 2, "general": 2}[noise_type]
     matrix = torch.randn(dims, max(channels, 1), generator=generator, dtype=torch.float64, device="cpu")
     matrix = (0.3 * matrix).to(dtype)

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from picard.convert import Prediction
 from picard.denoiser import Denoiser
+from picard.device import check_data
 from picard.diffusion import Diffusion
 from picard.errors import InvalidProblemError, describe
 from picard.noise import Noise
-from picard.number import check_count
+from picard.number import check_generator
 from picard.schedule import Schedule, SigmaSchedule, TrainedSchedule
 from picard.shapes import Float
+from picard.verify.seeded import check_dtype, check_size, seeded
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,8 @@ class Mixture:
         if not all(isinstance(part, Tensor) for part in (self.means, self.stds, self.weights)):
             msg = f"a mixture must be made of tensors; given {describe(self)}: write Mixture(means, stds, weights)"
             raise InvalidProblemError(msg)
+        for name in ("means", "stds", "weights"):
+            check_data(name, getattr(self, name))
         if self.means.ndim != 2 or self.stds.shape != self.means.shape or self.weights.shape != self.means.shape[:1]:
             msg = (
                 "a mixture must have means and stds of shape (components, dims) and one weight a component; given "
@@ -56,7 +60,7 @@ class Mixture:
         Returns:
             The mixture.
         """
-        generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
+        generator, components, dims = seeded(seed), check_size("components", components), check_size("dims", dims)
         means = torch.randn(components, dims, generator=generator, dtype=torch.float64, device="cpu")
         stds = 0.1 + 0.5 * torch.rand(components, dims, generator=generator, dtype=torch.float64, device="cpu")
         weights = 0.2 + torch.rand(components, generator=generator, dtype=torch.float64, device="cpu")
@@ -93,6 +97,8 @@ class Mixture:
         Returns:
             The samples, shape (count, dims), float64.
         """
+        count = check_size("count", count)
+        check_generator(generator)
         chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64, device="cpu")
         return self.means[chosen] + self.stds[chosen] * noise
@@ -177,8 +183,12 @@ def mixture_diffusion(
         prediction: what the network predicts; one that needs the signal fails where alpha is 0.
         dtype: dtype of the state.
     """
-    generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
-    start = torch.randn(batch, mixture.means.shape[1], generator=generator, dtype=torch.float64, device="cpu")
+    if not isinstance(mixture, Mixture):
+        msg = f"mixture must be a Mixture; given {describe(mixture)}: write e.g. Mixture.random(0)"
+        raise InvalidProblemError(msg)
+    check_dtype(dtype)
+    shape = (check_size("batch", batch), mixture.means.shape[1])
+    start = torch.randn(shape, generator=seeded(seed), dtype=torch.float64, device="cpu")
     if isinstance(schedule, SigmaSchedule):
         start = start * schedule.sigma_max
     return Diffusion(mixture.denoiser(schedule, prediction), start.to(dtype), noise=Noise.from_seed(seed))

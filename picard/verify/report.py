@@ -75,7 +75,7 @@ class Report:
         """
         found = {finding.property: finding for finding in self.findings}
         if name not in found:
-            msg = f"{name!r} was not checked: {close_match(str(name), found)}"
+            msg = f"{name!r} was not checked: {close_match(name, found)}"
             raise KeyError(msg)
         return found[name]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from picard.convert import Prediction
 from picard.diffusion import Diffusion
-from picard.errors import MissingDependencyError
+from picard.errors import MissingDependencyError, check_choice
 from picard.schedule import Schedule
 from picard.sde import SDE
 from picard.tolerance import FixedRounds, NoiseRatio, RelAbs
@@ -64,6 +64,7 @@ def dtypes(*, half: bool = False) -> Strategy:
 
 def methods(kind: Kind) -> Strategy:
     """Draw names of methods for a kind of problem; `additive` is an SDE whose diffusion ignores the state."""
+    check_choice("kind", kind, METHODS)
     return _st().sampled_from(METHODS[kind])
 
 
@@ -83,7 +84,8 @@ def time_grids(
         dtype: dtype of the grid.
     """
     st = _st()
-    ways = {"increasing": [1.0], "decreasing": [-1.0], "any": [1.0, -1.0]}[direction]
+    ways = {"increasing": [1.0], "decreasing": [-1.0], "any": [1.0, -1.0]}
+    check_choice("direction", direction, ways)
 
     def build(parts: Sequence[int], start: int, span: float, way: float) -> Tensor:
         shares = torch.tensor([0, *parts], dtype=torch.float64, device="cpu").cumsum(0)
@@ -94,7 +96,7 @@ def time_grids(
         st.lists(st.integers(4, 12), min_size=2, max_size=steps),
         st.integers(-2, 2),
         st.sampled_from([length / 8, length / 2, length]),
-        st.sampled_from(ways),
+        st.sampled_from(ways[direction]),
     )
 
 

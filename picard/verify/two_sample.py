@@ -10,8 +10,11 @@ from torch import Tensor
 
 from picard.device import fetch
 from picard.errors import InvalidProblemError, NotSupportedError, describe
-from picard.number import check_count
+from picard.number import check_count, number
 from picard.shapes import Bool, Float
+from picard.verify.seeded import seeded
+
+_MOST = 10**6  # relabellings, each an order of all samples
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class TwoSample:
         if not self.bounds:
             msg = "the energy distance gives no bound: use its p_value, or histogram_test or classifier_test"
             raise NotSupportedError(msg)
-        return max(0.0, self.estimate - sigmas * self.error)
+        return max(0.0, self.estimate - number("sigmas", sigmas) * self.error)
 
 
 def histogram_test(
@@ -71,7 +74,7 @@ def histogram_test(
     Raises:
         InvalidProblemError: if the samples do not fit together, or there are too few bins or too many cells.
     """
-    check_count("bins", bins, least=2)
+    bins = check_count("bins", bins, least=2)
     (x_fit, x_test), (y_fit, y_test) = _halves(x, y, seed)
     dims = x.shape[1]
     if bins**dims > 10**6:
@@ -118,7 +121,7 @@ def classifier_test(x: Float[Tensor, "n dims"], y: Float[Tensor, "m dims"], *, s
     labels = torch.cat([torch.ones(len(x_fit), device="cpu"), torch.zeros(len(y_fit), device="cpu")]).double()
     weights = _logistic(features(pooled), labels)
     count = min(len(x_test), len(y_test))
-    coins = torch.randint(2, (count,), generator=torch.Generator().manual_seed(seed + 1), device="cpu").bool()
+    coins = torch.randint(2, (count,), generator=seeded(seed, 1), device="cpu").bool()
     points = torch.where(coins[:, None], x_test[:count], y_test[:count])
     right = int((((features(points) @ weights) > 0) == coins).sum())
     accuracy = right / count
@@ -149,9 +152,9 @@ def energy_test(
     Raises:
         InvalidProblemError: if the samples do not fit together, or `permutations` is less than 2 or `most` less than 4.
     """
-    check_count("permutations", permutations, least=2)
-    check_count("most", most, least=4)
-    generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
+    permutations = check_count("permutations", permutations, least=2, most=_MOST)
+    most = check_count("most", most, least=4)
+    generator = seeded(seed)
     x, y = (points[torch.randperm(len(points), generator=generator, device="cpu")[:most]] for points in _checked(x, y))
     pooled = torch.cat([x, y])
     distances = torch.cdist(pooled, pooled)
@@ -180,7 +183,7 @@ def _checked(x: Tensor, y: Tensor) -> list[Tensor]:
 
 
 def _halves(x: Tensor, y: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
+    generator = seeded(seed)
 
     def halve(points: Tensor) -> tuple[Tensor, Tensor]:
         order = torch.randperm(len(points), generator=generator, device="cpu")

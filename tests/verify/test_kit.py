@@ -121,6 +121,13 @@ def test_samples_are_selected_with_their_noise_and_conditioning() -> None:
         select(3, [0])
 
 
+def test_a_sparse_matrix_that_all_rows_share_is_handed_on() -> None:
+    shared = torch.eye(3, dtype=torch.float64).to_sparse()
+    x0 = torch.randn(2, 3, dtype=torch.float64)
+    problem = picard.ODE(lambda t, x, matrix: -(matrix @ x.T).T, x0, cond={"matrix": shared})
+    assert check(problem, GRID, method="euler").passed
+
+
 def test_guidance_is_taken_apart_too() -> None:
     schedule = picard.Schedule.linear(20)
     labels = torch.arange(3.0).double()
