@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from picard.errors import InvalidProblemError, close_match, describe
-from picard.number import check_count
+from picard.errors import InvalidProblemError, check_choice, describe
+from picard.number import check_count, one_number
 
 from .pipeline import Mode, Options, change
 
@@ -47,17 +47,16 @@ def parallelize(
         NotSupportedError: if the pipeline has no denoiser and scheduler, or a later call finds it cannot be replayed.
         InvalidProblemError: if an option has the wrong form.
     """
-    if mode not in _MODES:
-        msg = f"unknown mode {mode!r}: {close_match(str(mode), _MODES)}"
-        raise InvalidProblemError(msg)
-    for name, value in (("window", window), ("max_rows", max_rows)):
-        if value is not None:
-            check_count(name, value, ", or None")
-    if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
+    check_choice("mode", mode, _MODES)
+    nodes, most = (
+        None if value is None else check_count(name, value, ", or None")
+        for name, value in (("window", window), ("max_rows", max_rows))
+    )
+    if not one_number(tolerance) or not 0 <= float(tolerance) < 1:
         msg = f"tolerance must be a number in [0, 1), relative to the denoiser's output; given {describe(tolerance)}"
         raise InvalidProblemError(msg)
     restore(pipeline)
-    return change(pipeline, Options(mode, window or _WINDOW, tolerance, max_rows), denoiser)
+    return change(pipeline, Options(mode, nodes or _WINDOW, float(tolerance), most), denoiser)
 
 
 def restore(pipeline: Any) -> Any:

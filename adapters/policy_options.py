@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
+from picard.errors import InvalidProblemError, NotSupportedError, check_choice, describe
 from picard.graphs import CudaGraphs
 from picard.linearize import Linearization, resolve_linearization
-from picard.number import check_count
+from picard.number import check_count, check_flags, one_number
 from picard.plan import Plan
 from picard.tolerance import FixedRounds, NoiseRatio, Tolerance, TotalVariation, resolve_tolerance
 
@@ -45,19 +45,22 @@ class PolicyOptions:
 
     def __post_init__(self) -> None:
         """Check the options."""
-        for name, value, known in (("mode", self.mode, _MODES), ("guess", self.guess, _GUESSES)):
-            if value not in known:
-                msg = f"unknown {name} {value!r}: {close_match(str(value), known)}"
-                raise InvalidProblemError(msg)
-        check_count("window", self.window, ", the rows that the network evaluates in about twice the time of one")
+        check_choice("mode", self.mode, _MODES)
+        check_choice("guess", self.guess, _GUESSES)
+        check_flags(certify=self.certify, fresh_noise=self.fresh_noise)
+        self._keep_count("window", ", the rows that the network evaluates in about twice the time of one")
         for name in ("max_rows", "actions"):
             if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
+                self._keep_count(name, ", or None")
         if self.warm_start not in (None, "shift"):
-            check_count("warm_start", self.warm_start, ', None, or "shift" for the policy\'s own number')
-        if self.tolerance is not None and not _is_tolerance(self.tolerance):
-            msg = f"tolerance must be at least 0, or a rule such as NoiseRatio(0.1); given {describe(self.tolerance)}"
-            raise InvalidProblemError(msg)
+            self._keep_count("warm_start", ', None, or "shift" for the policy\'s own number')
+        if self.tolerance is not None and not isinstance(self.tolerance, Tolerance):
+            if not one_number(self.tolerance) or not 0 <= float(self.tolerance) < math.inf:
+                msg = (
+                    f"tolerance must be at least 0, or a rule such as NoiseRatio(0.1); given {describe(self.tolerance)}"
+                )
+                raise InvalidProblemError(msg)
+            object.__setattr__(self, "tolerance", float(self.tolerance))
         if self.actions is not None and isinstance(self.tolerance, (FixedRounds, TotalVariation)):
             msg = (
                 f"actions={self.actions} says where changes are measured, and {type(self.tolerance).__name__} measures "
@@ -77,6 +80,10 @@ class PolicyOptions:
             msg = "cuda_graph leaves decisions to the device, and a warm start is the host's: leave one of them out"
             raise NotSupportedError(msg)
         resolve_linearization(self.linearization)
+
+    def _keep_count(self, name: str, otherwise: str) -> None:
+        """Make an option that is a count, perhaps NumPy's, Python's own."""
+        object.__setattr__(self, name, check_count(name, getattr(self, name), otherwise))
 
     @property
     def needs_plan(self) -> str | None:
@@ -112,8 +119,3 @@ class PolicyOptions:
             return rule
         leeway = _LEEWAY * rule.tau if prepared and not ahead and isinstance(rule, NoiseRatio) else 0.0
         return Watched(rule, leading, _PREPARED, _FIRST, leeway) if changes else Watched(rule, leading)
-
-
-def _is_tolerance(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, Tolerance) or (number and 0 <= value < math.inf)
