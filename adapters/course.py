@@ -58,7 +58,7 @@ class Course:
         return kind, getattr(kind, "step", None), state, self.timesteps.tolist(), self.start, options
 
     @staticmethod
-    def of(scheduler: Any, steps: int, options: Options) -> Course:
+    def of(scheduler: Any, steps: int | None, options: Options) -> Course:
         """Set the timesteps of a copy of a scheduler; the original is left alone.
 
         Raises:
