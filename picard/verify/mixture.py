@@ -55,7 +55,11 @@ class Mixture:
 
         Returns:
             The mixture.
+
+        Raises:
+            InvalidProblemError: if one of them is no count.
         """
+        components, dims = check_count("components", components), check_count("dims", dims)
         generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
         means = torch.randn(components, dims, generator=generator, dtype=torch.float64, device="cpu")
         stds = 0.1 + 0.5 * torch.rand(components, dims, generator=generator, dtype=torch.float64, device="cpu")

@@ -1,6 +1,9 @@
 """Hypothesis strategies: problems, grids, methods and options to try a solver on. Hypothesis is imported when used.
 
-Everything drawn is small and seeded: a failing example prints the numbers it was made from.
+Everything drawn is small and seeded: a failing example prints the numbers it was made from. Every function returns a
+`hypothesis.strategies.SearchStrategy`, and raises `MissingDependencyError` where Hypothesis is not installed. Arguments
+of the same name mean the same: `dtype` is that of the state, `batch`, `dims` and `components` are the largest numbers
+drawn, `lipschitz` is the largest constant, and `kind` is a key of `METHODS`.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from picard.convert import Prediction
 from picard.diffusion import Diffusion
-from picard.errors import MissingDependencyError
+from picard.errors import MissingDependencyError, check_choice
 from picard.schedule import Schedule
 from picard.sde import SDE
 from picard.tolerance import FixedRounds, NoiseRatio, RelAbs
@@ -52,7 +55,7 @@ def seeds() -> Strategy:
 
 
 def windows(most: int = 16) -> Strategy:
-    """Draw windows from one node to more than there are."""
+    """Draw windows of 1 to `most` nodes."""
     return _st().integers(1, most)
 
 
@@ -64,6 +67,7 @@ def dtypes(*, half: bool = False) -> Strategy:
 
 def methods(kind: Kind) -> Strategy:
     """Draw names of methods for a kind of problem; `additive` is an SDE whose diffusion ignores the state."""
+    check_choice("kind", kind, METHODS)
     return _st().sampled_from(METHODS[kind])
 
 
@@ -83,7 +87,8 @@ def time_grids(
         dtype: dtype of the grid.
     """
     st = _st()
-    ways = {"increasing": [1.0], "decreasing": [-1.0], "any": [1.0, -1.0]}[direction]
+    ways = {"increasing": [1.0], "decreasing": [-1.0], "any": [1.0, -1.0]}
+    check_choice("direction", direction, ways)
 
     def build(parts: Sequence[int], start: int, span: float, way: float) -> Tensor:
         shares = torch.tensor([0, *parts], dtype=torch.float64, device="cpu").cumsum(0)
@@ -94,7 +99,7 @@ def time_grids(
         st.lists(st.integers(4, 12), min_size=2, max_size=steps),
         st.integers(-2, 2),
         st.sampled_from([length / 8, length / 2, length]),
-        st.sampled_from(ways),
+        st.sampled_from(ways[direction]),
     )
 
 
@@ -139,7 +144,7 @@ def sdes(
 
 
 def schedules(*, flow: bool = True) -> Strategy:
-    """Draw noise schedules: linear, scaled linear and cosine of 20 to 200 training steps, Karras, and flow matching."""
+    """Draw noise schedules: linear, scaled linear and cosine of 20 to 200 steps, Karras, flow matching if `flow`."""
     st = _st()
     train = st.integers(20, 200)
     spacings = st.sampled_from(["leading", "trailing", "linspace"])
@@ -189,6 +194,7 @@ def gaussian_diffusions(*, dims: int = 4, batch: int = 3, dtype: torch.dtype = t
 def solve_options(kind: Kind) -> Strategy:
     """Draw options of `picard.solve`: window, tolerance, linearization and guess."""
     st = _st()
+    check_choice("kind", kind, METHODS)
     rules = [RelAbs(1e-3, 1e-5), FixedRounds(2)] if kind != "diffusion" else [NoiseRatio(0.1), FixedRounds(3)]
     return st.fixed_dictionaries(
         {"window": windows()},
@@ -210,6 +216,7 @@ def cases(kind: Kind, *, options: bool = True, steps: int = 12, dtype: torch.dty
         dtype: dtype of the state.
     """
     st = _st()
+    check_choice("kind", kind, METHODS)
     problems = {
         "ode": lambda: lipschitz_odes(dtype=dtype),
         "sde": lambda: sdes(dtype=dtype),
