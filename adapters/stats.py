@@ -41,7 +41,7 @@ class Stats:
 
     @property
     def speedup_bound(self) -> float:
-        """Sequential calls per round: the speed-up if a batched call cost no more than a single one."""
+        """Sequential calls per round, which is the speed-up if a batched call costs no more than a single one."""
         return self.sequential_evaluations / max(self.rounds, 1)
 
     def stall(self, tolerance: float, error: float) -> None:

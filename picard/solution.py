@@ -66,7 +66,7 @@ class Stats:
 
     @property
     def speedup_bound(self) -> float:
-        """Sequential model calls per round: the speed-up if a batched call cost no more than a single one."""
+        """Sequential model calls per round, which is the speed-up if a batched call costs no more than a single one."""
         return self.sequential_evaluations / max(self.rounds, 1)
 
 
