@@ -82,7 +82,8 @@ class Solution:
         final: state at the last grid point, shape (batch, *state).
         status: how each sample ended.
         converged: number of grid steps converged, per sample.
-        residual: largest change, root mean square over the state, at which a state was accepted, shape (batch,).
+        residual: largest change, root mean square over the state, with which a state passed the tolerance, shape
+            (batch,).
         stats: what it cost.
         noise: the realization used, if any; pass it to another problem to have the same path.
         certificate: bound on the distance to the sequential solver, if it was asked for.
