@@ -136,7 +136,7 @@ def find_denoisers(pipeline: Any, denoiser: str | None) -> tuple[str, ...]:
     parts = getattr(pipeline, "components", None)
     if not isinstance(parts, dict) or parts.get("scheduler") is None:
         msg = (
-            "parallelize needs a Diffusers pipeline with a scheduler; "
+            "parallelize needs a Diffusers pipeline with a scheduler, or a robot policy with `conditional_sample`; "
             f"given {type(pipeline).__name__}: parallelize the pipelines inside it one by one, or use picard.solve"
         )
         raise NotSupportedError(msg)

@@ -24,7 +24,7 @@ from .trace_check import traced
 __all__ = ["sample", "trace"]
 
 
-def trace(scheduler: Any, steps: int, *, scheduler_options: Mapping[str, Any] | None = None) -> Plan:
+def trace(scheduler: Any, steps: int | None, *, scheduler_options: Mapping[str, Any] | None = None) -> Plan:
     """Read a Diffusers scheduler's whole loop off as a plan, by running a copy of it once on probe values.
 
     For fixed timesteps a scheduler's loop is affine in the start, the model's outputs and the noise. The plan's state
@@ -33,7 +33,7 @@ def trace(scheduler: Any, steps: int, *, scheduler_options: Mapping[str, Any] | 
 
     Args:
         scheduler: any scheduler with the usual `set_timesteps` and `step`; it is not changed.
-        steps: number of inference steps.
+        steps: number of inference steps; `None` will do where `scheduler_options` list timesteps or sigmas.
         scheduler_options: more arguments of `set_timesteps` or `step`, for example `{"eta": 0.5}` or `{"mu": 1.0}`.
 
     Returns:
@@ -41,7 +41,7 @@ def trace(scheduler: Any, steps: int, *, scheduler_options: Mapping[str, Any] | 
 
     Raises:
         NotSupportedError: if the scheduler's loop has no such form; says why, and which setting causes it.
-        InvalidProblemError: if the options have no names.
+        InvalidProblemError: if the number of steps is none, or the options have no names.
         TypeError: if an option is unknown.
     """
     found = traced(Course.of(scheduler, check_limit("steps", steps), sort_options(scheduler, scheduler_options)))
@@ -59,7 +59,7 @@ def sample(
     scheduler: Any,
     latents: Tensor,
     *,
-    num_inference_steps: int,
+    num_inference_steps: int | None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     cond: Mapping[str, Any] | None = None,
     scheduler_options: Mapping[str, Any] | None = None,
@@ -68,14 +68,15 @@ def sample(
 ) -> Solution:
     """Sample from a model with a Diffusers scheduler, parallel in time.
 
-    The result is that of the scheduler's own loop: `model(scheduler.scale_model_input(x, t), t)`, `scheduler.step`.
+    The result is that of the scheduler's own loop, `model(scheduler.scale_model_input(x, t), t)`, `scheduler.step`,
+    within the `tolerance` of `picard.solve`: 0.1 by default, of which deterministic schedulers want a tenth.
 
     Args:
         model: called as `model(x, t, **cond)` with x (rows, *state), t (rows,); returns a tensor, a tuple with the
             tensor first, or an output with `.sample`, as the models of Diffusers do.
         scheduler: any scheduler that `trace` understands; it is not changed.
         latents: standard normal start, shape (batch, *state), scaled here by the scheduler's `init_noise_sigma`.
-        num_inference_steps: number of steps.
+        num_inference_steps: number of steps; `None` will do where `scheduler_options` list timesteps or sigmas.
         generator: draws the noise of stochastic schedulers in the scheduler's own order, so that the same generator
             gives the same sample as the sequential loop; one, or a list with one a sample.
         cond: keyword arguments of the model; tensors whose first dimension is the batch are repeated per row.

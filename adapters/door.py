@@ -34,5 +34,12 @@ def parallelize(sampler: Any, **options: Any) -> Any:
 
 
 def restore(sampler: Any) -> Any:
-    """Make a parallel pipeline or policy sequential again; anything else is returned as it is."""
+    """Make a parallel pipeline or policy sequential again.
+
+    Args:
+        sampler: what `parallelize` was given; anything else is left as it is.
+
+    Returns:
+        The same object.
+    """
     return sampler if restore_policy(sampler) else restore_pipeline(sampler)

@@ -68,7 +68,7 @@ class Parallel:
 
     @property
     def final(self) -> bool:
-        """Whether the pass that now runs is the last one: a callback that should act once can ask."""
+        """Whether the pass that now runs is the last one, as a callback that should act once can ask."""
         return self._turn is None or self._turn.player.finishing
 
     def run(self, pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -44,7 +44,7 @@ def parallelize(
         The same pipeline.
 
     Raises:
-        NotSupportedError: if the pipeline has no denoiser and scheduler, or a later call finds it cannot be replayed.
+        NotSupportedError: if the pipeline has no denoiser or scheduler, or a later call finds that it cannot be run so.
         InvalidProblemError: if an option has the wrong form.
     """
     check_choice("mode", mode, get_args(Mode))

@@ -65,7 +65,7 @@ class Planned:
         first: the first call and its output.
         evaluations: rows evaluated.
         spared: rounds that needed no evaluation, since the scout had made it.
-        rounding: largest relative error beyond the tolerance that was accepted, since the model rounds.
+        residual: largest relative error of an output with which a state was accepted.
 
     Raises:
         Unplanned: if the scout has seen something that no plan can say.
@@ -93,7 +93,7 @@ class Planned:
         self._inputs = start.new_zeros(self.nodes, *start.shape)
         self._outputs: list[Tensor] = []  # by phase: (nodes, copies, samples, ...)
         self.evaluations = self.spared = 0
-        self.rounding = 0.0
+        self.residual = 0.0
         self._asked = False  # whether the solver has called the model
 
     @property
@@ -123,7 +123,7 @@ class Planned:
         effect, errors = method.effect.to(self._inputs), [self._inputs.new_zeros(())]
 
         def note(info: RoundInfo) -> None:
-            errors.append(torch.maximum(errors.pop(), _beyond(info, options.tolerance, effect)))
+            errors.append(torch.maximum(errors.pop(), _error(info, effect)))
             watch(info)
 
         try:
@@ -143,7 +143,7 @@ class Planned:
             if self._asked:  # then it is about the denoiser, and replay would meet it, too
                 raise
             raise Unplanned(str(error)) from error
-        self.rounding = float(errors[0])
+        self.residual = float(errors[0])
         if any(status is not Status.CONVERGED for status in solution.status):
             msg = "the denoiser returns a value that is not finite"
             raise Unplanned(msg)
@@ -206,12 +206,11 @@ class Weighed(Indexed):
         return torch.cat([effect[:1], effect[:-1]])
 
 
-def _beyond(info: RoundInfo, tolerance: float, effect: Tensor) -> Tensor:
-    """Return the largest relative error of an output, beyond the tolerance, with which a round accepts a state.
+def _error(info: RoundInfo, effect: Tensor) -> Tensor:
+    """Return the largest relative error of an output with which a round accepts a state, taking its size as one.
 
     Args:
         info: the round; of the states it accepts, the last one is not tested.
-        tolerance: the largest error asked for.
         effect: what a step makes of an output of size one, by node.
     """
     slots = np.arange(info.change.shape[1])
@@ -219,14 +218,14 @@ def _beyond(info: RoundInfo, tolerance: float, effect: Tensor) -> Tensor:
     node, accepted = send(np.minimum(begin + slots, len(effect) - 1), effect), send(slots < tested, effect)
     floor = _FLOOR * torch.finfo(effect.dtype).eps * info.states.flatten(2).square().mean(2).sqrt()
     error = torch.where(effect[node] > 0, (info.change - floor) / effect[node], 0)
-    return torch.where(accepted & (error > tolerance), error, 0).amax()
+    return torch.where(accepted, error, 0).amax().clamp_min(0)
 
 
 def count(stats: Stats, planned: Planned, solution: Solution, tolerance: float) -> None:
     """Add what a solve cost to the statistics of a call."""
     stats.mode = "plan"
-    if planned.rounding:
-        stats.stall(tolerance, planned.rounding)
+    if planned.residual > tolerance:  # since the model rounds
+        stats.stall(tolerance, planned.residual)
     stats.rounds += solution.stats.rounds - planned.spared
     stats.evaluations += planned.evaluations
-    stats.residual = float(solution.residual.max())
+    stats.residual = planned.residual

@@ -17,6 +17,7 @@ from torch import Tensor
 from picard.errors import NotSupportedError
 from picard.expected import Expected
 from picard.graphs import CudaGraphs
+from picard.number import whole
 from picard.solution import Solution
 from picard.solve import solve
 
@@ -161,7 +162,7 @@ class ParallelPolicy:
         guess: str | Expected = options.guess
         by = options.warm_start if isinstance(options.warm_start, int) else _count(owner, "n_action_steps")
         if options.warm_start is not None:
-            check_shift(by, horizon)
+            by = check_shift(by, horizon)
             if self._past is not None and self._past.fits(start, drawn):
                 if not options.fresh_noise:
                     start, drawn = self._past.same_noise(start, drawn, by)
@@ -172,7 +173,7 @@ class ParallelPolicy:
             guess = made.again(start)
         leading = None
         if options.actions is not None:
-            shown = min(horizon, _count(owner, "n_obs_steps") + options.actions)
+            shown = min(horizon, (_count(owner, "n_obs_steps") or 1) + options.actions)
             leading = shown * start.x[0, 0].numel()
         problem = loop.problem(start, drawn, network, self._counts(owner, batch))
         if options.warm_start is not None or self._early:
@@ -214,7 +215,7 @@ class ParallelPolicy:
         tolerance = _REPLAYED if options.tolerance is None else options.tolerance
         denoisers = Denoisers([getattr(owner, self.network)])
         replay = Replay(denoisers, options.window, tolerance, options.max_rows)  # type: ignore[arg-type]  # needs_plan
-        replay.unchecked, random = self._unchecked, RandomState(arguments)
+        replay.unchecked, replay.stats.reason, random = self._unchecked, self.why or "", RandomState(arguments)
 
         def again() -> Any:
             random.restore()
@@ -241,7 +242,6 @@ class ParallelPolicy:
         return f"ParallelPolicy({self.options})"
 
 
-def _count(owner: Any, name: str) -> int:
-    """Read a number off a policy, or off its configuration."""
-    found = getattr(owner, name, getattr(getattr(owner, "config", None), name, None))
-    return found if isinstance(found, int) else 1
+def _count(owner: Any, name: str) -> int | None:
+    """Read a number off a policy, or off its configuration; `None` if neither has it."""
+    return whole(getattr(owner, name, getattr(getattr(owner, "config", None), name, None)))

@@ -98,18 +98,25 @@ def filled(
     return held if expected is None else expected + held
 
 
-def check_shift(by: int, horizon: int) -> None:
-    """Check that something of the last plan is left after the actions executed since.
+def check_shift(by: int | None, horizon: int) -> int:
+    """Check that something of the last plan is left after the actions executed since, and return their number.
 
     Raises:
-        InvalidProblemError: if not.
+        InvalidProblemError: if not, or if the policy does not say how many they are.
     """
+    if by is None:
+        msg = (
+            'warm_start="shift" takes the number of actions executed between two plans from the policy, which has no '
+            f"`n_action_steps`: write the number, from 1 to {horizon - 1}"
+        )
+        raise InvalidProblemError(msg)
     if not 0 < by < horizon:
         msg = (
             f"warm_start must be the number of actions executed between two plans, from 1 to {horizon - 1} for this "
             f"horizon of {horizon}; given {by}: write warm_start=None where plans do not overlap"
         )
         raise InvalidProblemError(msg)
+    return by
 
 
 @dataclass(frozen=True)

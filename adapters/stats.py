@@ -22,11 +22,12 @@ class Stats:
         sequential_evaluations: denoiser calls the sequential pipeline makes one after the other.
         rows: rows of one of these calls.
         window: calls in flight.
-        passes: how often the pipeline's Python ran.
+        passes: how often the pipeline's Python ran; 0 for the plan of a policy, whose loop is left at its first call.
         stalled: whether the tolerance was below the rounding noise of the model, so that refining stopped there.
-        residual: largest relative error of an output that was accepted.
+        residual: largest relative error of an output that was accepted; 0 for the plan of a policy, for which
+            `policy.picard.solution.residual` says how far its states still moved.
         seconds: wall-clock time.
-        reason: why not on a plan, and what else went otherwise; empty if it was, or was not to be.
+        reason: why not on a plan, and what else went otherwise; empty if it ran on one, or was not to.
     """
 
     mode: str = "replay"
@@ -43,7 +44,7 @@ class Stats:
 
     @property
     def speedup_bound(self) -> float:
-        """Sequential calls per round: the speed-up if a batched call cost no more than a single one."""
+        """Sequential calls per round, which is the speed-up if a batched call costs no more than a single one."""
         return self.sequential_evaluations / max(self.rounds, 1)
 
     def stall(self, tolerance: float, error: float) -> None:

@@ -115,8 +115,8 @@ ones. `sequential` is the number of model calls of the sequential solver. `plain
 `linearization="identity", guess="copy"`. `identity` and `frozen` are linearizations with the default guess, `secant,
 hold` is the default linearization with `guess="hold"`, and `default` has neither option. All have the default window of
 64 nodes and the tolerance `RelAbs(1e-6, 1e-8)`, in float64. Evaluations are rows evaluated, as multiples of the
-sequential count: what the fewer rounds are paid with. `error` is the distance of the default's final state to the
-sequential solver's.
+sequential count: what the fewer rounds are paid with. `error` is the largest difference of a number of the default's
+final state to the sequential solver's, relative to the largest number there.
 
 This page is written by `python -m benchmarks.hard --markdown docs/hard-problems.md`.
 

@@ -171,8 +171,9 @@ def main() -> None:
         gpu_table(options)
         return
     torch.set_num_threads(1)
-    print("| numbers in a state | window | moved, in copies | allocated, in windows | seconds of a round | in copies |")
-    print("|---|---|---|---|---|---|")
+    timed = " seconds of a round | in copies |" if given.seconds else ""
+    print(f"| numbers in a state | window | moved, in copies | allocated, in windows |{timed}")
+    print("|---|---|---|---|" + "---|---|" * given.seconds)
     for dims, window in SIZES:
         if dims * window > 2e7 and not given.seconds:
             continue  # the counts are those of the smaller ones

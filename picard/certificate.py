@@ -44,7 +44,7 @@ class LawCertificate:
 
     @property
     def tv_error(self) -> float:
-        """Monte-Carlo standard error of the bound, capped with it: how far down one standard error takes the bound.
+        """Monte-Carlo standard error of the bound, capped with it, so how far down that error takes the bound.
 
         Infinite for one sample; 0 where the bound stays at 1.
         """

@@ -27,7 +27,8 @@ class Noise(ABC):
     """A realization of standard normal noise, one draw for every sample and step; build one by a class method.
 
     A draw depends on the sample and the step alone, so it is the same whatever the batch, the window, the order of
-    evaluation or the device. For an SDE the Brownian increment of step i is `sqrt(|h_i|)` times the draw.
+    evaluation or the device. For an SDE the Brownian increment of step i is `sqrt(|h_i|)` times the draw. Class methods
+    raise `InvalidProblemError` for what is no realization.
     """
 
     @abstractmethod

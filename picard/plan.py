@@ -122,7 +122,7 @@ class Plan:
 
     @cached_property
     def grid_nodes(self) -> Tensor:
-        """Index of the state at every grid point: the first node of every step, then `nodes`; shape (steps + 1,)."""
+        """Index of the state at every grid point, the first node of every step and then `nodes`; shape (steps + 1,)."""
         return torch.searchsorted(self.step, torch.arange(self.steps + 1, device="cpu"))
 
 

@@ -21,6 +21,8 @@ from picard.spacing import SPACINGS, Spacing, check_steps, karras_sigmas, neares
 class Schedule(ABC):
     """The noise levels `x = alpha * data + sigma * noise` of a diffusion model; build one by a class method.
 
+    Class methods raise `InvalidProblemError` for what makes no schedule.
+
     Attributes:
         discrete: whether the model's time is an integer training step.
     """
@@ -132,7 +134,7 @@ class Schedule(ABC):
 
 @dataclass(frozen=True, eq=False)
 class TrainedSchedule(Schedule):
-    """A variance-preserving schedule given by its training steps."""
+    """A variance-preserving schedule given by its training steps; see `Schedule.from_alphas_cumprod` for its fields."""
 
     alphas_cumprod: Tensor
     spacing: Spacing = "leading"
@@ -165,8 +167,8 @@ class TrainedSchedule(Schedule):
         if steps is not None and self.spacing == "karras":
             return self._karras_levels(steps)
         t = self._check_timesteps(grid if steps is None else training_steps(steps, train, self.spacing, offset))
-        last = torch.ones(1, dtype=torch.float64, device="cpu") if self.final == "data" else self.alphas_cumprod[:1]
-        bar = torch.cat([self.alphas_cumprod[t], last])
+        first = self.alphas_cumprod[:1]
+        bar = torch.cat([self.alphas_cumprod[t], torch.ones_like(first) if self.final == "data" else first])
         return Levels(t.double(), bar.sqrt(), (1 - bar).sqrt())
 
     def _check_timesteps(self, t: Any) -> Tensor:
@@ -191,15 +193,14 @@ class TrainedSchedule(Schedule):
         sigma = ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
         visited = karras_sigmas(steps, float(sigma[0]), float(sigma[-1]), 7.0)
         t = nearest_training_steps(visited, sigma)
-        last = torch.zeros(1, dtype=torch.float64, device="cpu") if self.final == "data" else sigma[:1]
-        scaled = torch.cat([visited, last])
+        scaled = torch.cat([visited, torch.zeros_like(sigma[:1]) if self.final == "data" else sigma[:1]])
         alpha = 1 / (1 + scaled**2).sqrt()
         return Levels(t, alpha, scaled * alpha)
 
 
 @dataclass(frozen=True)
 class SigmaSchedule(Schedule):
-    """A continuous schedule whose time is sigma: Karras (alpha = 1) or flow matching (alpha = 1 - sigma)."""
+    """A continuous schedule, `Schedule.karras` or `Schedule.flow` by its `kind`; `shape` is the rho or the shift."""
 
     kind: Literal["karras", "flow"]
     sigma_min: float
@@ -225,7 +226,7 @@ class SigmaSchedule(Schedule):
         """List the levels at a number of steps, or at given decreasing values of sigma; the final sigma is 0."""
         steps = check_steps(grid, None)
         sigma = self._check_sigmas(grid if steps is None else self._sigmas(steps))
-        full = torch.cat([sigma, torch.zeros(1, dtype=torch.float64, device="cpu")])
+        full = torch.cat([sigma, torch.zeros_like(sigma[:1])])
         flow = self.kind == "flow"
         return Levels(sigma * self.time_scale, 1 - full if flow else torch.ones_like(full), full, straight=flow)
 
@@ -239,8 +240,7 @@ class SigmaSchedule(Schedule):
         if not isinstance(sigma, Tensor) or sigma.ndim != 1 or sigma.numel() == 0 or not sigma.is_floating_point():
             msg = f"sigmas must be a floating tensor of one dimension, or a number of steps; given {describe(sigma)}"
             raise InvalidGridError(msg)
-        sigma = fetch(sigma)
-        top = 1.0 if self.kind == "flow" else math.inf
+        sigma, top = fetch(sigma), 1.0 if self.kind == "flow" else math.inf
         if not bool((sigma.diff() < 0).all()) or not bool((sigma > 0).all()) or not float(sigma[0]) <= top:
             msg = (
                 f"sigmas must decrease strictly, stay positive and not exceed {top:g} (the final 0 is added); "

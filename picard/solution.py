@@ -66,7 +66,7 @@ class Stats:
 
     @property
     def speedup_bound(self) -> float:
-        """Sequential model calls per round: the speed-up if a batched call cost no more than a single one."""
+        """Sequential model calls per round, which is the speed-up if a batched call costs no more than a single one."""
         return self.sequential_evaluations / max(self.rounds, 1)
 
 
@@ -82,7 +82,8 @@ class Solution:
         final: state at the last grid point, shape (batch, *state).
         status: how each sample ended.
         converged: number of grid steps converged, per sample.
-        residual: largest change, root mean square over the state, at which a state was accepted, shape (batch,).
+        residual: largest change, root mean square over the state, with which a state passed the tolerance, shape
+            (batch,).
         stats: what it cost.
         noise: the realization used, if any; pass it to another problem to have the same path.
         certificate: bound on the distance to the sequential solver, if it was asked for.

@@ -50,6 +50,15 @@ def test_plan_equals_replay_to_rounding_at_zero_tolerance(name: str) -> None:
     assert float(np.abs(found - expected).max()) <= 2e-5 * float(np.abs(expected).max())
 
 
+@pytest.mark.parametrize("mode", ["plan", "replay"])
+def test_the_residual_is_a_relative_error_within_the_tolerance_or_the_rounding(mode: str) -> None:
+    pipe, given = pair("sd-ddim")
+    for tolerance in (1e-3, 1e-6):
+        call(parallelize(pipe, window=6, tolerance=tolerance, mode=mode), given)
+        stats = pipe.picard.stats
+        assert stats.stalled or 0 <= stats.residual <= tolerance + 1e-6
+
+
 @pytest.mark.parametrize("name", REPLAYED)
 def test_what_no_plan_can_say_is_replayed_with_a_reason(name: str) -> None:
     pipe, given = pair(name)

@@ -16,6 +16,7 @@ from torch import Tensor
 from picard import FixedRounds, InvalidProblemError, NotSupportedError
 from picard.adapters import parallelize, restore
 from tests import policy_doubles as double
+from tests.tiny_diffusers import unconditional_unet
 
 library = pytest.importorskip("diffusers")
 
@@ -251,6 +252,7 @@ def test_a_loop_that_does_more_is_found_out_and_replayed(kind: Any, why: str, ca
     plans, then = drawn(sample, 2, own=False)
     assert policy.picard.stats.mode == "replay"
     assert why in policy.picard.why
+    assert policy.picard.stats.reason == policy.picard.why
     assert "replay" in caplog.text
     assert torch.equal(then, after)
     assert torch.allclose(plans, right, rtol=0, atol=1e-5)
@@ -441,6 +443,8 @@ def test_bad_options_are_refused_with_a_word_on_what_to_write(unchecked: None) -
         ({"tolerance": "tight"}, InvalidProblemError, "NoiseRatio"),
         ({"linearization": "secnt"}, InvalidProblemError, "secant"),
         ({"fresh_noise": False}, InvalidProblemError, "warm_start='shift'"),
+        ({"fresh_noise": 1}, InvalidProblemError, "fresh_noise must be True or False"),
+        ({"certify": "yes"}, InvalidProblemError, "certify must be True or False"),
         ({"actions": 2, "tolerance": FixedRounds(2)}, InvalidProblemError, "leave one of them out"),
         ({"warm_start": 2, "fresh_noise": False, "certify": True}, InvalidProblemError, "fresh_noise=True"),
         ({"mode": "replay", "warm_start": 2}, NotSupportedError, "mode='plan'"),
@@ -450,11 +454,27 @@ def test_bad_options_are_refused_with_a_word_on_what_to_write(unchecked: None) -
     for options, kind, match in refused:
         with pytest.raises(kind, match=match):
             parallelize(policy, **options)
-    parallelize(policy, warm_start=np.int64(double.HORIZON), tolerance=np.float32(0.1))
-    with pytest.raises(InvalidProblemError, match="from 1 to 7"):
+    for horizon in (double.HORIZON, np.int64(double.HORIZON)):
+        parallelize(policy, warm_start=horizon)
+        with pytest.raises(InvalidProblemError, match="from 1 to 7"):
+            drawn(sample, 1, own=False)
+    del policy.n_action_steps
+    parallelize(policy, warm_start="shift")
+    with pytest.raises(InvalidProblemError, match="no `n_action_steps`"):
         drawn(sample, 1, own=False)
-    with pytest.raises(NotSupportedError, match="scheduler"):
+    with pytest.raises(NotSupportedError, match="scheduler, or a robot policy"):
         parallelize(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("given", [np.float32(1e-6), torch.tensor(1e-6)], ids=["numpy", "tensor"])
+def test_a_number_may_be_numpys_or_in_a_tensor(given: Any) -> None:
+    policy, _ = build("unet-global", scheduler())
+    assert parallelize(policy, tolerance=given, window=np.int64(4)).picard.options.tolerance == pytest.approx(1e-6)
+    assert type(policy.picard.options.window) is int
+    pipe = library.DDPMPipeline(unconditional_unet(), library.DDPMScheduler())
+    assert parallelize(pipe, tolerance=given, window=np.int64(4)).picard.options.tolerance == pytest.approx(1e-6)
+    assert type(pipe.picard.options.window) is int
     del policy.noise_scheduler
     with pytest.raises(NotSupportedError, match=r"needs a policy with `conditional_sample`, `noise_scheduler`"):
         parallelize(restore(policy))

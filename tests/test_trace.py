@@ -331,3 +331,12 @@ def test_options_of_a_trace_must_have_names() -> None:
         adapter.trace(library.DDIMScheduler(), 3, scheduler_options=[0.5])  # type: ignore[arg-type]
     with pytest.raises(picard.InvalidProblemError, match="steps must be an integer"):
         adapter.trace(library.DDIMScheduler(), 2.5)  # type: ignore[arg-type]
+
+
+def test_the_steps_of_a_trace_are_a_count_or_listed() -> None:
+    with pytest.raises(picard.InvalidProblemError, match="steps must be an integer of at least 1"):
+        adapter.trace(library.DDIMScheduler(), 0)
+    listed = adapter.trace(
+        library.DPMSolverMultistepScheduler(), None, scheduler_options={"timesteps": [900, 500, 100]}
+    )
+    assert listed.times.tolist() == [900.0, 500.0, 100.0]

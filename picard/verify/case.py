@@ -81,10 +81,10 @@ class Case:
         Raises:
             NotSupportedError: if the problem cannot be taken apart.
         """
-        batch = len(self.problem.x0)
+        problem, batch = select(self.problem, samples), len(self.problem.x0)
         origin = range(batch) if self.samples is None else self.samples
         kept = tuple(origin[sample] for sample in samples)
-        return replace(self, problem=select(self.problem, samples), options=self._of(samples, batch), samples=kept)
+        return replace(self, problem=problem, options=self._of(samples, batch), samples=kept)
 
     def _of(self, samples: list[int], batch: int) -> dict[str, Any]:
         """Select the samples of all options that have them."""

@@ -59,6 +59,9 @@ class Mixture:
 
         Returns:
             The mixture.
+
+        Raises:
+            InvalidProblemError: if one of them is no count.
         """
         generator, components, dims = seeded(seed), check_size("components", components), check_size("dims", dims)
         means = torch.randn(components, dims, generator=generator, dtype=torch.float64, device="cpu")

@@ -1,6 +1,9 @@
 """Hypothesis strategies: problems, grids, methods and options to try a solver on. Hypothesis is imported when used.
 
-Everything drawn is small and seeded: a failing example prints the numbers it was made from.
+Everything drawn is small and seeded: a failing example prints the numbers it was made from. Every function returns a
+`hypothesis.strategies.SearchStrategy`, and raises `MissingDependencyError` where Hypothesis is not installed. Arguments
+of the same name mean the same: `dtype` is that of the state, `batch`, `dims` and `components` are the largest numbers
+drawn, `lipschitz` is the largest constant, and `kind` is a key of `METHODS`.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ def seeds() -> Strategy:
 
 
 def windows(most: int = 16) -> Strategy:
-    """Draw windows from one node to more than there are."""
+    """Draw windows of 1 to `most` nodes."""
     return _st().integers(1, most)
 
 
@@ -141,7 +144,7 @@ def sdes(
 
 
 def schedules(*, flow: bool = True) -> Strategy:
-    """Draw noise schedules: linear, scaled linear and cosine of 20 to 200 training steps, Karras, and flow matching."""
+    """Draw noise schedules: linear, scaled linear and cosine of 20 to 200 steps, Karras, flow matching if `flow`."""
     st = _st()
     train = st.integers(20, 200)
     spacings = st.sampled_from(["leading", "trailing", "linspace"])
@@ -191,6 +194,7 @@ def gaussian_diffusions(*, dims: int = 4, batch: int = 3, dtype: torch.dtype = t
 def solve_options(kind: Kind) -> Strategy:
     """Draw options of `picard.solve`: window, tolerance, linearization and guess."""
     st = _st()
+    check_choice("kind", kind, METHODS)
     rules = [RelAbs(1e-3, 1e-5), FixedRounds(2)] if kind != "diffusion" else [NoiseRatio(0.1), FixedRounds(3)]
     return st.fixed_dictionaries(
         {"window": windows()},
@@ -212,6 +216,7 @@ def cases(kind: Kind, *, options: bool = True, steps: int = 12, dtype: torch.dty
         dtype: dtype of the state.
     """
     st = _st()
+    check_choice("kind", kind, METHODS)
     problems = {
         "ode": lambda: lipschitz_odes(dtype=dtype),
         "sde": lambda: sdes(dtype=dtype),

@@ -103,6 +103,23 @@ def test_problems_of_other_libraries_are_handed_on() -> None:
     assert report.passed
     assert report["batch_independent"].outcome is Outcome.SKIPPED
     assert report["reproducible"].outcome is Outcome.PASSED
+    with pytest.raises(picard.NotSupportedError, match="can be taken apart"):
+        Case(torch.ones(2, 3), 4, "halve").select([0])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_strategies_and_mixtures_are_asked_for_is_checked() -> None:
+    refused: list[tuple[Any, str]] = [
+        (lambda: strategies.methods("odes"), "unknown kind 'odes': did you mean 'ode'"),  # type: ignore[arg-type]
+        (lambda: strategies.cases("odes"), "unknown kind"),  # type: ignore[arg-type]
+        (lambda: strategies.solve_options("odes"), "unknown kind"),  # type: ignore[arg-type]
+        (lambda: strategies.time_grids(direction="down"), "unknown direction"),  # type: ignore[arg-type]
+        (lambda: Mixture.random(0, components=0), "components must be an integer of at least 1"),
+        (lambda: Mixture.random(0, dims=-1), "dims must be an integer of at least 1"),
+    ]
+    for make, says in refused:
+        with pytest.raises(picard.InvalidProblemError, match=says):
+            make()
 
 
 def test_samples_are_selected_with_their_noise_and_conditioning() -> None:
