@@ -100,8 +100,7 @@ class FieldAtNodes:
         value, diffusion = evaluate(setup.problem.alone, rows, setup.max_rows)
         if diffusion is not None and self.noise is not None:
             noise = self.noise[node, sample]
-            kick = tables.kick[node].reshape(-1, *[1] * (noise.ndim - 1))
-            value = kicked(value, diffusion, (kick * noise).to(value.dtype))
+            value = kicked(value, diffusion, tables.kicks(node, noise).to(value.dtype))
         if self.known is not None and torch.is_grad_enabled():
             self._check(leaves(value), [z, *self.known])
         return value

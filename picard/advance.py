@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from picard import newton
 from picard.aside import Aside
 from picard.entering import Linearized
 from picard.linearize import Evidence, Linearization
@@ -19,7 +20,7 @@ from picard.propagate import argument, correct, finite, largest, rms, squared, s
 from picard.rows import kicked
 from picard.shapes import Bool, Float, Int
 from picard.tables import Coefficients, Tables
-from picard.tolerance import Candidates, Tolerance
+from picard.tolerance import Candidates, FixedRounds, Tolerance
 from picard.window import State
 
 _FLOOR = 4  # a change of so many units in the last place is rounding: asking for less would crawl a node a round
@@ -49,6 +50,8 @@ class Evaluated(NamedTuple):
         asked: whether the node was evaluated, shape (batch, nodes); `None` if all in the windows were.
         diffusion: diffusion at every node, where noise enters through the field.
         kick: what that noise added to the values, shape (batch, nodes, dims).
+        jacobian: derivative of the values by what the field is evaluated at, if known, all of it finite, shape
+            (batch, nodes, dims, dims).
     """
 
     values: Float[Tensor, "batch slots dims"]
@@ -56,6 +59,7 @@ class Evaluated(NamedTuple):
     asked: Bool[Tensor, "batch nodes"] | None = None
     diffusion: Tensor | None = None
     kick: Tensor | None = None
+    jacobian: Float[Tensor, "batch nodes dims dims"] | None = None
 
     @staticmethod
     def of(
@@ -80,8 +84,7 @@ class Evaluated(NamedTuple):
         """
         kick = None
         if diffusion is not None and noise is not None:
-            scale = tables.kick[index].reshape(*index.shape, *[1] * (noise.ndim - 2))
-            drift, field = field, kicked(field, diffusion, scale * noise)
+            drift, field = field, kicked(field, diffusion, tables.kicks(index, noise))
             kick, noise = (field - drift).flatten(2), None
         else:
             diffusion = None
@@ -144,26 +147,29 @@ def advance(
     if aside is not None:
         found = aside.fill(found, slope)
     inside = None if full else state.inside()
-    a, b, c = at.a, at.b, at.c
     if inside is not None:
-        a, b, c = a * inside[..., None], b * inside[..., None], c * inside
-    mapped = step_map(a, b, state.z, found.values, c, found.noise)
+        at = at._replace(a=at.a * inside[..., None], b=at.b * inside[..., None], c=at.c * inside)
+    mapped = step_map(at.a, at.b, state.z, found.values, at.c, found.noise)
     stale, age = state.z[:, history + 1 :], state.age + 1
     settled = None if aside is None else aside.settled(mapped, stale, age)
-    factors = weights(a, b, at.inputs, slope, history)
-    if settled is None:
-        states = correct(stale, mapped, factors)
-    else:  # settled states stay as they are, and their residual moves nothing after them
-        kept = settled[..., None]
-        states = torch.where(kept, stale, correct(torch.where(kept, mapped, stale), mapped, factors))
+    # Settled states stay as they are, and their residual moves nothing after them.
+    kept = None if settled is None else settled[..., None]
+    given = stale if kept is None else torch.where(kept, mapped, stale)
+    jacobian = found.jacobian
+    if jacobian is None:
+        states = correct(given, mapped, weights(at.a, at.b, at.inputs, slope, history))
+    else:
+        states = newton.correct(given, mapped, at, jacobian)
+    states = states if kept is None else torch.where(kept, stale, states)
     moved = states - stale
     seen = rules.tolerance.watched(moved)
     change = rms(seen)
     field = Linearized(found.values, slope, moved)
-    if at.inputs is not None:
+    if at.inputs is not None or jacobian is not None:
         before = torch.cat([torch.zeros_like(state.z[:, : history + 1]), moved[:, :-1]], 1)
         shift = argument(at.inputs, before, history)
-        shifted = torch.addcmul(found.values[:, history:], slope[..., None], shift)
+        answer = slope[..., None] * shift if jacobian is None else newton.along(jacobian, shift)
+        shifted = found.values[:, history:] + answer
         field = Linearized(torch.cat([found.values[:, :history], shifted], 1), slope, None)
         moved = shift.roll(-1, 1)
     distance = change if seen is moved else rms(moved)
@@ -181,6 +187,9 @@ def advance(
     slots = torch.arange(change.shape[1], device=change.device)
     passed = _leading(close if settled is None else settled, slots, most=change.shape[1] - 1)
     fits = top.to(rules.dtype) < math.inf
+    # Windows must not be cut short by values if rounds are fixed, nor by later noise if a law is certified.
+    if jacobian is not None and (aside is None or aside.path) and not isinstance(rules.tolerance, FixedRounds):
+        fits = fits & newton.trusted(jacobian, state, found.values[:, history:], rules.dtype)
     usable = _leading(fits if inside is None else fits & inside, slots, most=change.shape[1])
     stride = torch.minimum(passed + 1, usable)
     residual = change.masked_fill(slots >= passed[:, None], 0).amax(1)

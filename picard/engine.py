@@ -19,7 +19,8 @@ from picard.entering import Guess
 from picard.functions import Functions
 from picard.graphs import CudaGraphs
 from picard.hold import Hold
-from picard.linearize import Linearization
+from picard.jacobian import differentiate
+from picard.linearize import Linearization, Newton
 from picard.plan import Plan
 from picard.problem import Problem
 from picard.propagate import finite
@@ -49,7 +50,7 @@ class Setup:
     max_rows: int | None
     certifier: Certifier | None
     thinning: Thinning | None
-    functions: Functions | None = None  # never with a certifier or thinning, which keep a state of their own
+    functions: Functions | None = None  # only where it is pure
     sync_every: int = 1
     graphs: CudaGraphs | None = None  # only with functions that slide
 
@@ -57,6 +58,11 @@ class Setup:
     def rules(self) -> Rules:
         """How states are corrected and accepted."""
         return Rules(self.linearization, self.tolerance, self.problem.x0.dtype)
+
+    @property
+    def pure(self) -> bool:
+        """Whether a round, but for the model's call, is made of functions of tensors that could be compiled."""
+        return self.certifier is None and self.thinning is None and not isinstance(self.linearization, Newton)
 
     @property
     def form(self) -> Form:
@@ -114,6 +120,7 @@ def run_round(setup: Setup, window: Window) -> Outcome:
     """Evaluate the window in one model call, propagate, and find what can be accepted."""
     index, functions, asked = window.index(), setup.functions, setup.asked(window)
     rows = rows_of(index, asked) + (0 if setup.certifier is None else setup.certifier.claims)
+    rows *= window.state.z.shape[2] if isinstance(setup.linearization, Newton) else 1
     found = _evaluate(setup, window, index, asked)
     aside = None
     if setup.certifier is not None or setup.thinning is not None:
@@ -148,24 +155,29 @@ def _evaluate(
     place, sample, arrangement = window.rows(asked)
     z, node = picked(given.flatten(0, 1), place), picked(index.flatten(), place)
     count = len(z)
-    certifier = setup.certifier
-    if certifier is None or certifier.claim is None:
-        value, diffusion = call_model(setup, z, node, sample, arrangement)
-    else:
-        claim = certifier.claim
+    claim = None if setup.certifier is None else setup.certifier.claim
+    if claim is not None:
         z, node = torch.cat([z, claim.states]), torch.cat([node, claim.nodes])
-        sample = torch.cat([sample, claim.samples])
-        value, diffusion = call_model(setup, z, node, sample, (arrangement, claim))
-        certifier.check(value[count:].flatten(1).to(z.dtype))
-        value = value[:count]
+        sample, arrangement = torch.cat([sample, claim.samples]), (arrangement, claim)
+    noise = None if window.ring is None else window.ring.at(index)
+    jacobian = None
+    if isinstance(setup.linearization, Newton):
+        kick = None
+        if noise is not None and setup.problem.noise_in_field:
+            kick = picked(setup.tables.kicks(index, noise).flatten(0, 1), place)
+        value, diffusion, jacobian = _differentiate(setup, z, node, sample, arrangement, kick)
+    else:
+        value, diffusion = call_model(setup, z, node, sample, arrangement)
+    if setup.certifier is not None and claim is not None:
+        setup.certifier.check(value[count:].flatten(1).to(z.dtype))
 
     def spread(found: Tensor) -> Tensor:
-        return scattered(found.to(z.dtype), place, index.numel()).unflatten(0, tuple(index.shape))
+        return scattered(found[:count].to(z.dtype), place, index.numel()).unflatten(0, tuple(index.shape))
 
-    noise = None if window.ring is None else window.ring.at(index)
-    diffusion = None if diffusion is None else spread(diffusion)
+    diffusion, jacobian = (None if one is None else spread(one) for one in (diffusion, jacobian))
     among = None if asked is None else send(asked, z)
-    return Evaluated.of(spread(value), diffusion, noise, setup.tables, index, window.state.past, among)
+    found = Evaluated.of(spread(value), diffusion, noise, setup.tables, index, window.state.past, among)
+    return found if jacobian is None else found._replace(jacobian=jacobian)
 
 
 def picked(values: Tensor, place: Int[Tensor, " rows"] | None) -> Tensor:
@@ -186,7 +198,21 @@ def call_model(
     arrangement: object,
 ) -> tuple[Tensor, Tensor | None]:
     """Evaluate the field at rows given by state, node and sample; `arrangement` names the tensor of samples."""
+    return evaluate(setup.problem, _rows(setup, z, node, sample, arrangement), setup.max_rows)
+
+
+def _differentiate(
+    setup: Setup, z: Tensor, node: Tensor, sample: Tensor, arrangement: object, kick: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Evaluate the field with its derivatives at rows, each asked for once for every number of the state."""
+    dims = z.shape[1]
+    z, node, sample = (one.repeat_interleave(dims, 0) for one in (z, node, sample))
+    kick = None if kick is None else kick.to(setup.problem.x0.dtype).repeat_interleave(dims, 0)
+    rows = _rows(setup, z, node, sample, (arrangement, dims))
+    return differentiate(setup.problem, rows, kick, setup.max_rows)
+
+
+def _rows(setup: Setup, z: Tensor, node: Tensor, sample: Tensor, arrangement: object) -> Rows:
     x0, scales = setup.problem.x0, setup.tables.scales
     state, cond = z.to(x0.dtype).unflatten(1, x0.shape[1:]), setup.conditioning.of(arrangement, sample)
-    rows = Rows(setup.tables.times[node], state, cond, None if scales is None else scales[node])
-    return evaluate(setup.problem, rows, setup.max_rows)
+    return Rows(setup.tables.times[node], state, cond, None if scales is None else scales[node])

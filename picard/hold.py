@@ -67,6 +67,6 @@ class Hold:
         source = (entering.slot - entering.history).clamp_min(0)  # of a sample that is through, it means nothing
         drift = (held - take(entering.kick, source)).unflatten(2, self.state)
         diffusion = take(entering.diffusion, source)
-        kick = self.tables.kick[nodes].reshape(*nodes.shape, *[1] * (noise.ndim - 2))
+        kick = self.tables.kicks(nodes, noise)
         drift = drift.expand(-1, nodes.shape[1], *self.state)
-        return kicked(drift, diffusion.expand(-1, nodes.shape[1], *diffusion.shape[2:]), kick * noise).flatten(2)
+        return kicked(drift, diffusion.expand(-1, nodes.shape[1], *diffusion.shape[2:]), kick).flatten(2)

@@ -79,7 +79,7 @@ class Latency:
 def known_latency(setup: Setup, gap: int) -> Latency:
     """Find what was measured for a model and a state's shape, dtype and device, or start anew; see `measure_round`."""
     problem, x0 = setup.problem, setup.problem.x0
-    what = (type(problem).__name__, setup.plan.order, setup.linearization.measures, setup.max_rows, gap)
+    what = (type(problem).__name__, setup.plan.order, type(setup.linearization), setup.max_rows, gap)
     where = (tuple(x0.shape), x0.dtype, x0.device, torch.get_num_threads(), setup.functions is not None)
     key = (what, where)
     known = _KNOWN.of(problem.callee)

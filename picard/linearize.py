@@ -8,7 +8,9 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from picard.errors import InvalidProblemError, close_match, describe
+from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
+from picard.number import check_count
+from picard.problem import Problem
 from picard.shapes import Bool, Float
 
 
@@ -109,11 +111,41 @@ class Secant:
         return _slope_of(inherited, evidence)
 
 
+@dataclass(frozen=True)
+class Newton:
+    """Take the field's whole derivative at every node in place of a slope: Newton's method.
+
+    For states of few numbers: every node is evaluated in a row for each of them, with a derivative, which makes a row
+    about two to three times as dear, and its matrix is held.
+
+    Attributes:
+        most: most numbers a state may hold; a safeguard against running out of memory.
+    """
+
+    measures: ClassVar[bool] = False
+    share: ClassVar[float] = 1.0
+    taper: ClassVar[float] = 0.0
+    most: int = 1024
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        object.__setattr__(self, "most", check_count("most", self.most))
+
+    def slopes(self, evidence: Evidence) -> Float[Tensor, "batch nodes"]:
+        """Return zeros."""
+        return torch.zeros_like(evidence.u)
+
+
 def _slope_of(factor: Tensor, evidence: Evidence) -> Tensor:
     return (factor - evidence.u) * evidence.inverse
 
 
-LINEARIZATIONS: dict[str, Linearization] = {"secant": Secant(), "frozen": Frozen(), "identity": Identity()}
+LINEARIZATIONS: dict[str, Linearization] = {
+    "secant": Secant(),
+    "frozen": Frozen(),
+    "identity": Identity(),
+    "newton": Newton(),
+}
 
 
 def resolve_linearization(given: str | Linearization) -> Linearization:
@@ -131,3 +163,28 @@ def resolve_linearization(given: str | Linearization) -> Linearization:
         )
         raise InvalidProblemError(msg)
     return given
+
+
+def check_size(linearization: Linearization, problem: Problem) -> None:
+    """Check that Newton's method has states of few enough numbers, evaluated in one process.
+
+    Raises:
+        NotSupportedError: if it has not.
+    """
+    if not isinstance(linearization, Newton):
+        return
+    x0, most = problem.x0, linearization.most
+    numbers = x0[0].numel()
+    if numbers > most:
+        msg = (
+            f"linearization='newton' holds a matrix at every node of the window, and takes states of at most {most} "
+            f"numbers; given {describe(x0)}, {numbers} a state: write linearization='secant', or, if there is memory "
+            f"for window * {numbers}**2 numbers, linearization=picard.linearize.Newton(most={numbers})"
+        )
+        raise NotSupportedError(msg)
+    if problem.alone is not problem:
+        msg = (
+            "linearization='newton' differentiates the model in one process; given a problem spread over several: "
+            "write linearization='secant', or leave picard.distributed.spread out"
+        )
+        raise NotSupportedError(msg)

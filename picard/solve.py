@@ -21,7 +21,7 @@ from picard.functions import functions_of
 from picard.gradient import differentiation, solve_with_gradient
 from picard.graphs import CudaGraphs, resolve_graphs
 from picard.guess import resolve_guess
-from picard.linearize import Linearization, resolve_linearization
+from picard.linearize import Linearization, check_size, resolve_linearization
 from picard.number import check_count, check_flags, check_limit
 from picard.plan import Integrator
 from picard.prepare import prepare
@@ -79,7 +79,9 @@ def solve(
         max_rounds: rounds after which to give up; as many as needed by default.
         tolerance: a rule, or a number for the problem's usual rule: `NoiseRatio` for diffusion models (0.1 by
             default), `RelAbs` otherwise (rtol 1e-4, atol 1e-6 by default).
-        linearization: `"secant"`, `"frozen"`, `"identity"` (classical Picard) or an object.
+        linearization: `"secant"`, `"frozen"`, `"identity"` (classical Picard), `"newton"` (the field's whole
+            derivative, at the cost of a row for every number of the state: fewer rounds for equations of few unknowns,
+            above all stiff, oscillating and chaotic ones) or an object.
         guess: starting values of new nodes: `"extrapolate"` (run on with the field continued as a polynomial; the
             default for an ODE), `"hold"` (run on with the last field value; the default for an SDE), `"eager"` (the
             same, and with zero, the mean of normalized data, until there is a value; the default for diffusion models),
@@ -92,11 +94,11 @@ def solve(
         sync_every: rounds the device runs before the host reads what they found. More than one keep a GPU busy, which
             otherwise waits for the host once a round; up to so many rounds less one are evaluated past the end, and a
             callback is called as late. Noise and states of as many more windows are held. Needs the guess `"hold"`,
-            `"eager"` or `"copy"`; not with certificates, or where evaluations are left out.
+            `"eager"` or `"copy"`; not with certificates or `"newton"`, or where evaluations are left out.
         compile: whether to compile what a round does outside the model, or keyword arguments of `torch.compile` for it.
             The first solve of a kind then takes up to a minute longer, later ones less time, which counts where the
-            model takes a few milliseconds. The model is left as it is. Rounds that certify or leave out evaluations
-            are not compiled.
+            model takes a few milliseconds. The model is left as it is. Rounds that certify, leave out evaluations or
+            differentiate are not compiled.
         cuda_graph: whether to capture rounds, the model's call in them, as a CUDA graph, which the GPU repeats without
             Python; `CudaGraphs()` keeps what is captured for later solves. The model must not wait for the GPU, must
             depend on its arguments alone, and is always asked for whole windows. Needs what `sync_every` needs, a
@@ -129,6 +131,7 @@ def solve(
     noisy = prepared.draw is not None
     certified = certify or isinstance(rule, TotalVariation)
     slopes = resolve_linearization(linearization)
+    check_size(slopes, prepared.problem)
     start = resolve_guess(guess, plan, prepared.tables, prepared.problem.x0, prepared.wide, noisy=noisy)
     setup = Setup(
         prepared.problem,
@@ -144,15 +147,14 @@ def solve(
         thinning(plan, rule, slopes, start, len(prepared.problem.x0)),
     )
     graphs = resolve_graphs(cuda_graph, prepared.problem, window, max_rows)
-    functions, alone = None, sync_every > 1 or graphs is not None  # whether the device decides by itself
-    if setup.certifier is None and setup.thinning is None:
-        functions = functions_of(setup.form, start, compile, plain=alone)
+    alone = sync_every > 1 or graphs is not None  # whether the device decides by itself
+    functions = functions_of(setup.form, start, compile, plain=alone) if setup.pure else None
     if alone and (functions is None or not functions.slides):
         given = f"cuda_graph={cuda_graph}" if graphs is not None else f"sync_every={sync_every}"
         msg = (
             f"{given} leaves decisions to the device, which it can take with the guesses 'hold', 'eager' and 'copy', "
-            "without a certificate, and where no evaluations are left out (NoiseRatio above 0.1 does): choose these, "
-            f"or leave {given.partition('=')[0]} out"
+            "without a certificate or linearization='newton', and where no evaluations are left out (NoiseRatio above "
+            f"0.1 does): choose these, or leave {given.partition('=')[0]} out"
         )
         raise NotSupportedError(msg)
     # There are no more rounds than nodes.

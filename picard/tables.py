@@ -91,6 +91,10 @@ class Tables:
         yardstick, inputs = (None if one is None else one[index] for one in (self.yardstick, self.inputs))
         return Coefficients(self.a[index], self.b[index], self.c[index], self.factor[index], yardstick, inputs)
 
+    def kicks(self, nodes: Int[Tensor, "*nodes"], noise: Float[Tensor, "*nodes *noise"]) -> Tensor:
+        """Scale noise that enters through the field: increments over step sizes."""
+        return self.kick[nodes].reshape(*nodes.shape, *[1] * (noise.ndim - nodes.ndim)) * noise
+
 
 _MADE: PerModel[Tables] = PerModel()
 

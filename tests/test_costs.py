@@ -86,7 +86,7 @@ def measured(steps: int, **options: Any) -> tuple[Syncs, picard.Solution]:
     return meter, solution
 
 
-@pytest.mark.parametrize("linearization", ["secant", "frozen", "identity"])
+@pytest.mark.parametrize("linearization", ["secant", "frozen", "identity", "newton"])
 def test_the_host_waits_once_a_round(linearization: str) -> None:
     meter, solution = measured(60, linearization=linearization)
     assert solution.stats.rounds > 5

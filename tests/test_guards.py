@@ -15,7 +15,7 @@ import picard
 from picard.solution import Status
 from tests.problems import F64, Model, diffusion, network, pendulum, pendulum_drift, rms, start, times
 
-each_linearization = pytest.mark.parametrize("linearization", ["secant", "frozen", "identity"])
+each_linearization = pytest.mark.parametrize("linearization", ["secant", "frozen", "identity", "newton"])
 each_guess = pytest.mark.parametrize("guess", ["hold", "copy"])
 GRID = times(40)
 
@@ -151,7 +151,7 @@ def stiff() -> tuple[Any, Tensor, str]:
     return picard.ODE(lambda t, x: -190 * (x - torch.cos(t)[:, None]), start(2, 1)), times(120, 0, 1.08), "euler"
 
 
-@pytest.mark.parametrize(("linearization", "guess"), [("secant", "hold"), ("frozen", "hold"), ("identity", "copy")])
+@pytest.mark.parametrize(("linearization", "guess"), [("secant", "hold"), ("newton", "hold"), ("identity", "copy")])
 @pytest.mark.parametrize("make", [lorenz, double_well, stiff])
 def test_hard_problems_never_return_nan(make: Any, linearization: str, guess: str) -> None:
     problem, grid, method = make()

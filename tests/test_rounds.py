@@ -73,7 +73,7 @@ def test_the_default_is_as_accurate(name: str) -> None:
 
 @pytest.mark.parametrize("window", [5, 16, 60])
 @pytest.mark.parametrize("most", [1, 2, 4])
-@pytest.mark.parametrize("linearization", ["secant", "frozen", "identity"])
+@pytest.mark.parametrize("linearization", ["secant", "frozen", "identity", "newton"])
 def test_fixed_rounds_bound_the_latency(linearization: str, most: int, window: int) -> None:
     waited: list[Counter[int]] = [Counter(), Counter()]  # rounds every state of a sample was a guess in the window
 
@@ -118,7 +118,7 @@ def test_a_field_of_time_alone_takes_one_full_round() -> None:
     problem = picard.ODE(lambda t, x: torch.cos(t)[:, None].expand_as(x), torch.zeros(2, 3, dtype=torch.float64))
     grid = times(50)
     expected = picard.sequential(problem, grid, method="euler").final
-    for linearization in ("secant", "frozen", "identity"):
+    for linearization in ("secant", "frozen", "identity", "newton"):
         solution = picard.solve(problem, grid, method="euler", window=50, tolerance=0.0, linearization=linearization)
         torch.testing.assert_close(solution.final, expected, rtol=1e-13, atol=1e-13)
         # one to learn the field at the start, one to evaluate it everywhere, one to see that nothing moves

@@ -112,7 +112,7 @@ def test_exact_networks_sample_the_same_whatever_they_predict(prediction: Predic
 
 @each
 @pytest.mark.parametrize("guess", ["hold", "copy"])
-@pytest.mark.parametrize("linearization", ["secant", "frozen", "identity"])
+@pytest.mark.parametrize("linearization", ["secant", "frozen", "identity", "newton"])
 def test_linearizations_and_guesses(case: Case, linearization: str, guess: str) -> None:
     check(case, linearization=linearization, guess=guess)
 
@@ -214,7 +214,7 @@ def problem_start(case: Case) -> Tensor:
 
 
 @each
-@pytest.mark.parametrize("linearization", ["secant", "frozen", "identity"])
+@pytest.mark.parametrize("linearization", ["secant", "frozen", "identity", "newton"])
 def test_finite_prefix(case: Case, linearization: str) -> None:
     """After k rounds the first k nodes are exact, whatever the tolerance has accepted."""
     problem, grid, method = case
@@ -238,7 +238,7 @@ def test_finite_prefix(case: Case, linearization: str) -> None:
         assert_equal(part.ys[: exact + 1], reference.ys[: exact + 1], 1e-13)
 
 
-@pytest.mark.parametrize("linearization", ["secant", "frozen", "identity"])
+@pytest.mark.parametrize("linearization", ["secant", "frozen", "identity", "newton"])
 def test_default_tolerance_keeps_the_error_small(linearization: str) -> None:
     cases: list[tuple[Case, float]] = [
         ((pendulum(), times(200), "heun"), 1e-3),

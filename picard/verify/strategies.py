@@ -200,7 +200,7 @@ def solve_options(kind: Kind) -> Strategy:
         {"window": windows()},
         optional={
             "tolerance": st.sampled_from(rules),
-            "linearization": st.sampled_from(["secant", "frozen", "identity"]),
+            "linearization": st.sampled_from(["secant", "frozen", "identity", "newton"]),
             "guess": st.sampled_from(["extrapolate", "hold", "eager", "copy"]),
         },
     )

@@ -17,7 +17,7 @@ FEW = max(5, settings().max_examples // 3)
 options_drawn = st.fixed_dictionaries(
     {
         "window": strategies.windows(),
-        "linearization": st.sampled_from(["secant", "frozen", "identity"]),
+        "linearization": st.sampled_from(["secant", "frozen", "identity", "newton"]),
         "guess": st.sampled_from(["hold", "eager", "copy"]),
     }
 )

@@ -81,7 +81,7 @@ def test_properties_hold_in_other_precisions(kind: Kind, dtype: torch.dtype) -> 
     strategies.seeds(),
     st.integers(3, 24),
     strategies.windows(32),
-    st.sampled_from(["secant", "frozen", "identity"]),
+    st.sampled_from(["secant", "frozen", "identity", "newton"]),
     st.sampled_from(["hold", "eager", "copy"]),
 )
 def test_a_window_that_overflows_does_no_harm(seed: int, steps: int, window: int, rule: str, guess: str) -> None:

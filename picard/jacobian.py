@@ -1,0 +1,61 @@
+"""Jacobians of fields, by forward differentiation along every number of the state."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
+
+from picard.errors import NotSupportedError
+from picard.problem import Problem
+from picard.propagate import zeroed
+from picard.rows import Rows, evaluate, kicked
+from picard.shapes import Float
+
+
+def differentiate(
+    problem: Problem, rows: Rows, kick: Tensor | None, max_rows: int | None
+) -> tuple[Float[Tensor, "places *state"], Tensor | None, Float[Tensor, "places dims dims"]]:
+    """Evaluate a problem's field and differentiate it by the state, in one call with a row for every number of a state.
+
+    No transform of functions takes part: a model that can be evaluated at rows can be evaluated at more of them.
+
+    Args:
+        problem: the problem.
+        rows: every place as often as a state has numbers, one after the other.
+        kick: noise of every row, scaled, where it enters through the field.
+        max_rows: see `evaluate`.
+
+    Returns:
+        The field and its diffusion, as `evaluate` does, and the derivatives of the field with its noise, zero where
+        they are not finite and where the model hides from differentiation.
+
+    Raises:
+        NotSupportedError: if the model cannot be differentiated forwards.
+        PicardError: as `evaluate` does.
+    """
+    dims = rows.x[0].numel()
+    with torch.inference_mode(mode=False), torch.no_grad(), dual_level():
+        x = rows.x.clone()  # tensors made in inference mode have no derivatives
+        along = torch.eye(dims, dtype=x.dtype, device=x.device).repeat(len(x) // dims, 1).view_as(x)
+        with warnings.catch_warnings():  # the first time, PyTorch loads code of its own that it has deprecated
+            warnings.simplefilter("ignore", DeprecationWarning)
+            x = make_dual(x, along)
+        try:
+            value, diffusion = evaluate(problem, replace(rows, x=x), max_rows)
+            found, change = unpack_dual(kicked(value, diffusion, kick))
+        except RuntimeError as error:
+            if not any(words in str(error) for words in ("forward AD", "forward mode AD", "jvp")):
+                raise
+            msg = (
+                "linearization='newton' needs a model of operations that PyTorch can differentiate forwards; given one "
+                f"that failed with: {str(error).splitlines()[0]}: write linearization='secant'"
+            )
+            raise NotSupportedError(msg) from error
+        columns = torch.zeros_like(found) if change is None else change
+        value = unpack_dual(value).primal[::dims]
+        diffusion = None if diffusion is None else unpack_dual(diffusion).primal[::dims]
+    return value, diffusion, zeroed(columns.reshape(-1, dims, dims).mT.contiguous())
