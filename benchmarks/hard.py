@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -29,6 +32,7 @@ SOLVERS: dict[str, dict[str, Any]] = {
     "newton, 256": {"linearization": "newton", "window": 256},
 }
 PLAIN, DEFAULT, NEWTON = "plain Picard", "default", "newton"
+SEQUENTIAL, TIMED = "sequential", (DEFAULT, NEWTON, "newton, 256")
 
 
 @dataclass(frozen=True)
@@ -148,13 +152,57 @@ How to read it:
 """
 
 
+def seconds(hard: Hard, steps: int | None = None, window: int | None = None, runs: int = 3) -> dict[str, list[float]]:
+    """Time the sequential solver and the others, alternating; the first run warms up and does not count.
+
+    Args:
+        hard: the problem.
+        steps: steps of its grid to take; all by default.
+        window: nodes in flight; the library's default if not given.
+        runs: runs that count.
+    """
+    grid, taken = hard.grid(steps), {name: list[float]() for name in (SEQUENTIAL, *TIMED)}
+    for _ in range(runs + 1):
+        for name, found in taken.items():
+            started = time.perf_counter()
+            if name == SEQUENTIAL:
+                picard.sequential(hard.problem(), grid, method=hard.method)
+            else:
+                options = {"window": window, **SOLVERS[name]}
+                picard.solve(hard.problem(), grid, method=hard.method, tolerance=TOLERANCE, **options)
+            found.append(time.perf_counter() - started)
+    return {name: found[1:] for name, found in taken.items()}
+
+
+def timings(all_seconds: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
+    """Write a table: the sequential solver's median seconds, and how many times faster others were in a run."""
+    lines = [
+        ["problem", "sequential", *(f"{name}, times faster" for name in TIMED)],
+        ["---", *["---:"] * (1 + len(TIMED))],
+    ]
+    for problem, taken in all_seconds.items():
+        faster = [
+            median(before / after for before, after in zip(taken[SEQUENTIAL], taken[name], strict=True))
+            for name in TIMED
+        ]
+        lines.append([problem, f"{1000 * median(taken[SEQUENTIAL]):.0f} ms", *(f"{one:.2f}" for one in faster)])
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, and write the page if asked to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hard", description=__doc__)
     parser.add_argument("--markdown", type=Path, help="write the page to this file")
     parser.add_argument("--steps", type=int, help="take only so many steps of every grid")
     parser.add_argument("--window", type=int, help="nodes in flight (default: the library's)")
+    parser.add_argument(
+        "--seconds", action="store_true", help="measure seconds instead, on a machine that does nothing else"
+    )
     options = parser.parse_args(arguments)
+    if options.seconds:
+        print(f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
+        print("\n".join(timings({hard.name: seconds(hard, options.steps, options.window) for hard in hard_problems()})))
+        return
     all_counts = [count(hard, options.steps, options.window) for hard in hard_problems()]
     lines = table(all_counts)
     print("\n".join(lines))

@@ -67,3 +67,11 @@ def test_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert printed.strip() in page
     assert all(name in page for name in (*PROBLEMS, PLAIN, DEFAULT))
+
+
+def test_seconds_are_told_beside_the_load(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--steps", "4", "--seconds"])
+    first, *lines = capsys.readouterr().out.strip().splitlines()
+    assert "load" in first
+    assert len(lines) == 2 + len(PROBLEMS)
+    assert all(line.count("|") == 6 for line in lines)
