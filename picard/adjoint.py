@@ -134,6 +134,11 @@ class AdjointProblem(Problem):
     cond: Mapping[str, Any]
     noise: Noise | None = None
 
+    @property
+    def linear(self) -> bool:
+        """Whether the field is linear in the state: always."""
+        return True
+
     def points(self, grid: Any) -> Times:
         """Refuse: the plan is given."""
         msg = "an adjoint problem has its plan already"

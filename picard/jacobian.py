@@ -11,7 +11,7 @@ from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
 from picard.errors import NotSupportedError
 from picard.problem import Problem
-from picard.propagate import zeroed
+from picard.propagate import product, zeroed
 from picard.rows import Rows, evaluate, kicked
 from picard.shapes import Float
 
@@ -37,13 +37,16 @@ def differentiate(
         NotSupportedError: if the model cannot be differentiated forwards.
         PicardError: as `evaluate` does.
     """
-    dims = rows.x[0].numel()
+    x, dims = rows.x, rows.x[0].numel()
+    along = torch.eye(dims, dtype=x.dtype, device=x.device).repeat(len(x) // dims, 1).view_as(x)
+    if problem.linear:  # its columns are its values; a backward pass may be of operations without a derivative
+        columns = evaluate(problem, replace(rows, x=along), max_rows)[0].reshape(-1, dims, dims)
+        value = product(columns.mT, x[::dims].reshape(-1, dims, 1)).view_as(x[::dims])
+        return value, None, zeroed(columns.mT.contiguous())
     with torch.inference_mode(mode=False), torch.no_grad(), dual_level():
-        x = rows.x.clone()  # tensors made in inference mode have no derivatives
-        along = torch.eye(dims, dtype=x.dtype, device=x.device).repeat(len(x) // dims, 1).view_as(x)
         with warnings.catch_warnings():  # the first time, PyTorch loads code of its own that it has deprecated
             warnings.simplefilter("ignore", DeprecationWarning)
-            x = make_dual(x, along)
+            x = make_dual(x.clone(), along.clone())  # tensors made in inference mode have no derivatives
         try:
             value, diffusion = evaluate(problem, replace(rows, x=x), max_rows)
             found, change = unpack_dual(kicked(value, diffusion, kick))
@@ -55,7 +58,7 @@ def differentiate(
                 f"that failed with: {str(error).splitlines()[0]}: write linearization='secant'"
             )
             raise NotSupportedError(msg) from error
-        columns = torch.zeros_like(found) if change is None else change
+        columns = (torch.zeros_like(found) if change is None else change).reshape(-1, dims, dims)
         value = unpack_dual(value).primal[::dims]
         diffusion = None if diffusion is None else unpack_dual(diffusion).primal[::dims]
-    return value, diffusion, zeroed(columns.reshape(-1, dims, dims).mT.contiguous())
+    return value, diffusion, zeroed(columns.mT.contiguous())

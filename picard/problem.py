@@ -89,6 +89,11 @@ class Problem(ABC):
         return False
 
     @property
+    def linear(self) -> bool:
+        """Whether the field is linear in the state."""
+        return False
+
+    @property
     def alone(self) -> Problem:
         """The problem as this process evaluates it alone: itself, unless its rows are spread over processes."""
         return self

@@ -20,6 +20,7 @@ from tests.problems import F64, diffusion, pendulum, pendulum_drift, sde, start,
 
 HARD = {hard.name: hard for hard in hard_problems()}
 TIGHT = RelAbs(1e-6, 1e-8)
+NEWTON = {"linearization": "newton"}
 
 
 @pytest.mark.parametrize(
@@ -131,6 +132,19 @@ def test_gradients(name: str) -> None:
     found, calls_made = gradient(picard.solve, tolerance=TIGHT, linearization="newton")
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
     assert calls_made < others
+
+
+def test_gradients_of_a_network_whose_backward_pass_has_no_derivative() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.SiLU(), torch.nn.Linear(8, 2)).double()
+    found = []
+    ways: list[tuple[Any, dict[str, Any]]] = [(picard.sequential, {}), (picard.solve, {"tolerance": 1e-9, **NEWTON})]
+    for solver, options in ways:
+        x = start(2, 2).requires_grad_()
+        solution = solver(picard.ODE(lambda t, x: network(x), x), times(30), method="rk4", **options)
+        found.append(torch.autograd.grad(solution.final.square().sum(), [x, *network.parameters()]))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-8)
 
 
 def test_laws_are_certified() -> None:
