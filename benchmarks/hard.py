@@ -148,7 +148,8 @@ How to read it:
   worth it where states are small or rows cost nothing. What it accepts has converged quadratically, so its error is far
   below the tolerance. It also makes use of larger windows, which the others hardly do.
 * A round costs more than a sequential step: it evaluates up to 64 rows. On a GPU with an expensive model that is often
-  almost free; a cheap drift on a CPU is solved faster sequentially, whatever this table says.
+  almost free. These drifts of a few operations on one core of a CPU gain little: `--seconds` found the default 0.1 to
+  2.2 times as fast as the sequential solver, and Newton's method 0.01 to 1.7 times.
 """
 
 
