@@ -103,7 +103,7 @@ def table(all_counts: Sequence[Counts]) -> list[str]:
     head += [f"evaluations, {name}" for name in counted] + [f"error, {name}" for name in counted[1:]]
     lines = [" | ".join(head), " | ".join(["---", "---", *["---:"] * (len(head) - 2)])]
     for counts in all_counts:
-        of = [counts.found[name] for name in counted if name in counts.found]
+        of = [counts.found[name] for name in counted]
         cells = [
             counts.hard.name,
             counts.hard.method,

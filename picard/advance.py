@@ -168,8 +168,10 @@ def advance(
     if at.inputs is not None or jacobian is not None:
         before = torch.cat([torch.zeros_like(state.z[:, : history + 1]), moved[:, :-1]], 1)
         shift = argument(at.inputs, before, history)
-        answer = slope[..., None] * shift if jacobian is None else newton.along(jacobian, shift)
-        shifted = found.values[:, history:] + answer
+        own = found.values[:, history:]
+        shifted = (
+            torch.addcmul(own, slope[..., None], shift) if jacobian is None else own + newton.along(jacobian, shift)
+        )
         field = Linearized(torch.cat([found.values[:, :history], shifted], 1), slope, None)
         moved = shift.roll(-1, 1)
     distance = change if seen is moved else rms(moved)

@@ -177,7 +177,7 @@ def _evaluate(
     diffusion, jacobian = (None if one is None else spread(one) for one in (diffusion, jacobian))
     among = None if asked is None else send(asked, z)
     found = Evaluated.of(spread(value), diffusion, noise, setup.tables, index, window.state.past, among)
-    return found if jacobian is None else found._replace(jacobian=jacobian)
+    return found._replace(jacobian=jacobian)
 
 
 def picked(values: Tensor, place: Int[Tensor, " rows"] | None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
-from picard.number import check_count
+from picard.number import check_count, keep_numbers
 from picard.problem import Problem
 from picard.shapes import Bool, Float
 
@@ -112,7 +112,7 @@ class Secant:
 
 
 @dataclass(frozen=True)
-class Newton:
+class Newton(Frozen):
     """Take the field's whole derivative at every node in place of a slope: Newton's method.
 
     For states of few numbers: every node is evaluated in a row for each of them, with a derivative, which makes a row
@@ -122,18 +122,11 @@ class Newton:
         most: most numbers a state may hold; a safeguard against running out of memory.
     """
 
-    measures: ClassVar[bool] = False
-    share: ClassVar[float] = 1.0
-    taper: ClassVar[float] = 0.0
     most: int = 1024
 
     def __post_init__(self) -> None:
         """Check the number."""
-        object.__setattr__(self, "most", check_count("most", self.most))
-
-    def slopes(self, evidence: Evidence) -> Float[Tensor, "batch nodes"]:
-        """Return zeros."""
-        return torch.zeros_like(evidence.u)
+        keep_numbers(self, "most", of=check_count)
 
 
 def _slope_of(factor: Tensor, evidence: Evidence) -> Tensor:

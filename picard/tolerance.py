@@ -156,7 +156,7 @@ class FixedRounds(Tolerance):
 
     def __post_init__(self) -> None:
         """Check the number."""
-        object.__setattr__(self, "rounds", check_count("rounds", self.rounds))
+        keep_numbers(self, "rounds", of=check_count)
 
     def bound(self, candidates: Candidates) -> Float[Tensor, "batch nodes"]:
         """Return infinity for states old enough, minus infinity for others."""
