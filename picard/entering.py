@@ -34,6 +34,13 @@ class Linearized(NamedTuple):
         slope = self.slope.gather(1, node.clamp_min(0)) * (node > 0)  # the first node's state is exact
         return found.addcmul_(slope[..., None], take(self.moved, (node - 1).clamp_min(0)))
 
+    def nodes(self) -> Float[Tensor, "batch nodes dims"]:
+        """Return the field at all nodes of the window."""
+        first = self.values.shape[1] - self.slope.shape[1]
+        if self.moved is None:
+            return self.values[:, first:]
+        return torch.cat([self.values[:, first : first + 1], self.inner()], 1)
+
     def inner(self) -> Float[Tensor, "batch inner dims"]:
         """Return the field at all nodes of the window but the first."""
         first = self.values.shape[1] - self.slope.shape[1] + 1

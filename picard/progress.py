@@ -28,6 +28,9 @@ class RoundInfo:
         change: root mean square change of the state after every node, shape (samples, nodes); entries past a
             sample's width mean nothing.
         states: the new states, shape (samples, nodes, *state), likewise.
+        field: the field at the nodes, at their new states as far as the round can tell: shape (samples, nodes, *state),
+            likewise. `None` where rounds slide their windows on by themselves: with `sync_every`, `cuda_graph`, or
+            `compile` where the guess allows it.
     """
 
     round: int
@@ -40,6 +43,7 @@ class RoundInfo:
     rows: int
     change: Tensor
     states: Tensor
+    field: Tensor | None
 
 
 Callback = Callable[[RoundInfo], object]

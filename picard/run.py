@@ -107,7 +107,9 @@ class Run:
                 self.status[sample] = Status.NON_FINITE
         if self.callback is None and not logger.isEnabledFor(logging.DEBUG):
             return None
-        kept = torch.as_tensor if self.setup.graphs is None else torch.clone  # a graph writes the next ones there
+        change, states, shape = step.change, step.states, self.setup.problem.x0.shape[1:]
+        if self.setup.graphs is not None:  # which write the next ones there
+            change, states = change.clone(), states.clone()
         info = RoundInfo(
             round=self.rounds,
             samples=tuple(window.samples),
@@ -117,8 +119,9 @@ class Run:
             converged=self._steps(),
             steps=self.setup.plan.steps,
             rows=outcome.rows,
-            change=kept(step.change),
-            states=kept(step.states.unflatten(2, self.setup.problem.x0.shape[1:])),
+            change=change,
+            states=states.unflatten(2, shape),
+            field=step.field.nodes().unflatten(2, shape) if isinstance(step, Advance) else None,
         )
         logger.debug("round %d: %d rows, converged %s", info.round, info.rows, info.converged)
         return info
