@@ -9,7 +9,7 @@ import torch
 
 from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.grid import Levels, Times
-from picard.number import number
+from picard.number import check_count, number
 from picard.plan import Plan
 
 from .karras import euler_plan, heun_plan
@@ -23,14 +23,20 @@ class Tableau:
         A: for every stage, the weights of the stages before it: no entry for the first, one for the second, and so on.
         b: the weight of every stage in the step.
         c: the time of every stage, as a share of the step.
+        error: weights of an estimate of the step's error, `b` less those of a method of lower order: one a stage, and
+            one more if the field at the end of the step is part of it. `None` if there is none.
+        order: power of the step size with which that estimate falls, usually the order of the method.
 
     Raises:
-        InvalidProblemError: if the lengths do not fit, `b` does not sum to 1, or a row of `A` not to its `c`.
+        InvalidProblemError: if the lengths do not fit, `b` does not sum to 1, a row of `A` not to its `c`, or `error`
+            not to 0, or if `error` comes without `order`.
     """
 
     A: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
     c: tuple[float, ...]
+    error: tuple[float, ...] | None = None
+    order: int | None = None
 
     def __post_init__(self) -> None:
         """Check that the method is explicit and consistent."""
@@ -38,7 +44,11 @@ class Tableau:
         if not sequences or not all(isinstance(row, (tuple, list)) for row in self.A):
             msg = f"a tableau must be made of tuples of numbers; given {describe(self)}"
             raise InvalidProblemError(msg)
-        for name, row in (("b", self.b), ("c", self.c), *(("A", row) for row in self.A)):
+        error = () if self.error is None else self.error
+        if not isinstance(error, (tuple, list)):
+            msg = f"the error of a tableau must be a tuple of numbers, or None; given {describe(error)}"
+            raise InvalidProblemError(msg)
+        for name, row in (("b", self.b), ("c", self.c), ("error", error), *(("A", row) for row in self.A)):
             for entry in row:
                 number(f"an entry of {name}", entry)
         if not len(self.A) == len(self.b) == len(self.c) > 0 or any(len(row) != j for j, row in enumerate(self.A)):
@@ -51,6 +61,15 @@ class Tableau:
         if not all(abs(total - target) < 1e-12 for total, target in sums):
             msg = f"every row of A must sum to its c, and b to 1; given {describe(self)}: check the entries"
             raise InvalidProblemError(msg)
+        if self.error is not None:
+            check_count("the order of a tableau with an error estimate", self.order)
+            if len(error) not in (len(self.b), len(self.b) + 1) or abs(math.fsum(error)) > 1e-12:
+                msg = (
+                    "the error weights of a tableau must sum to 0, one a stage, and at most one more for the step's "
+                    f"end; given {len(error)} for {len(self.b)} stages, which sum to {math.fsum(error):g}: write b "
+                    "less the weights of the other method"
+                )
+                raise InvalidProblemError(msg)
 
     @property
     def stages(self) -> int:
@@ -150,6 +169,8 @@ class Midpoint(RungeKutta):
 class Heun(RungeKutta):
     """Heun's second-order method, the explicit trapezoidal rule: order 2, two evaluations a step (torchdiffeq's heun2).
 
+    Its error is estimated against Euler's method (torchdiffeq's adaptive_heun).
+
     On a diffusion model it is the deterministic sampler of Karras et al. (2022, algorithm 1), whose last step is an
     Euler step: 2 N - 1 evaluations for N steps.
 
@@ -157,7 +178,9 @@ class Heun(RungeKutta):
         NotSupportedError: by `plan`, for multiplicative noise.
     """
 
-    tableau: Tableau = field(default=Tableau(A=((), (1.0,)), b=(0.5, 0.5), c=(0.0, 1.0)), init=False, repr=False)
+    tableau: Tableau = field(
+        default=Tableau(A=((), (1.0,)), b=(0.5, 0.5), c=(0.0, 1.0), error=(-0.5, 0.5), order=2), init=False, repr=False
+    )
 
     def _plan_levels(self, levels: Levels) -> Plan:
         return heun_plan(levels)
@@ -173,6 +196,25 @@ class Heun3(RungeKutta):
 
     tableau: Tableau = field(
         default=Tableau(A=((), (1 / 3,), (0.0, 2 / 3)), b=(1 / 4, 0.0, 3 / 4), c=(0.0, 1 / 3, 2 / 3)),
+        init=False,
+        repr=False,
+    )
+
+
+@dataclass(frozen=True)
+class ThreeEighths(RungeKutta):
+    """The 3/8 rule of Kutta: order 4, four evaluations a step; what torchdiffeq calls rk4.
+
+    Raises:
+        NotSupportedError: by `plan`, for multiplicative noise and for diffusion models.
+    """
+
+    tableau: Tableau = field(
+        default=Tableau(
+            A=((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)),
+            b=(1 / 8, 3 / 8, 3 / 8, 1 / 8),
+            c=(0.0, 1 / 3, 2 / 3, 1.0),
+        ),
         init=False,
         repr=False,
     )

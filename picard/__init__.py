@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from picard import distributed, presets
+from picard.adaptive import adaptive
 from picard.certificate import LawCertificate, PathCertificate
 from picard.denoiser import Denoiser, DynamicThreshold
 from picard.diffusion import Diffusion
@@ -81,6 +82,7 @@ __all__ = [
     "TotalVariation",
     "UnknownMethodError",
     "adapters",
+    "adaptive",
     "distributed",
     "integrators",
     "odeint",

@@ -96,12 +96,13 @@ class Levels:
         return torch.where(torch.arange(len(std), device="cpu") > last, std[last], std)
 
 
-def check_times(grid: object, name: str = "the grid") -> Tensor:
+def check_times(grid: object, name: str = "the grid", *, steps: bool = True) -> Tensor:
     """Check a time grid and return it as float64 on the CPU.
 
     Args:
         grid: one-dimensional floating tensor with at least two strictly monotone, finite points.
         name: what the caller calls it.
+        steps: whether its points are all the steps there are: two are then refused.
 
     Returns:
         The points, shape (steps + 1,), float64.
@@ -121,7 +122,7 @@ def check_times(grid: object, name: str = "the grid") -> Tensor:
     if grid.ndim != 1 or grid.numel() < 2:
         msg = f"{name} must be one-dimensional with at least two points; given {describe(grid)}: {fix}"
         raise InvalidGridError(msg)
-    if grid.numel() == 2:
+    if steps and grid.numel() == 2:
         msg = (
             f"{name} must name every step; two points would be one single step: write "
             "torch.linspace(t0, t1, steps + 1), or torch.tensor([t0, (t0 + t1) / 2, t1]) for very few"

@@ -9,6 +9,7 @@ from picard.conditioning import Conditioning
 from picard.device import check_data, fetch
 from picard.errors import InvalidGridError, NotSupportedError, describe
 from picard.ode import ODE
+from picard.problem import Problem
 from picard.rows import Rows, evaluate
 
 
@@ -92,7 +93,7 @@ class Readout:
         before, after = self._before.to(device), self._after.to(device)
         if self._on_grid:
             return ys[before]
-        slope = _slopes(problem, self._grid[self.points.to(self._grid.device)], ys, max_rows)
+        slope = slopes(problem, self._grid[self.points.to(self._grid.device)], ys, max_rows)
         share, h = self._like(self._share, ys), self._like(self._h, ys)
         return hermite(share, h, ys[before], slope[before], ys[after], slope[after]).to(ys.dtype)
 
@@ -120,7 +121,7 @@ def interpolate(ts: Tensor, ys: Tensor, t: Tensor, problem: object) -> Tensor:
     return found.reshape(*t.shape, *ys.shape[1:])
 
 
-def _slopes(problem: ODE, ts: Tensor, ys: Tensor, max_rows: int | None) -> Tensor:
+def slopes(problem: Problem, ts: Tensor, ys: Tensor, max_rows: int | None) -> Tensor:
     """Evaluate the drift at states (points, batch, *state) at grid times (points,)."""
     count, batch = ys.shape[:2]
     times = ts.to(ys.device, problem.time_dtype(ts)).repeat_interleave(batch)

@@ -1,4 +1,4 @@
-"""The door of torchdiffeq: `odeint`, with its names, shapes, directions and fixed-step methods."""
+"""The door of torchdiffeq: `odeint`, with its names, shapes, directions and Runge-Kutta methods."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.adaptive import adaptive
 from picard.device import fetch
 from picard.doors import SOLVER_OPTIONS, check_constant, check_options, reached
 from picard.errors import (
@@ -21,54 +22,31 @@ from picard.errors import (
     close_match,
     describe,
 )
-from picard.grid import Levels, Times, check_times
+from picard.grid import Times, check_times
 from picard.interpolate import Readout
 from picard.number import check_flags, number
 from picard.ode import ODE
 from picard.pack import Pack
-from picard.plan import Integrator, Plan
+from picard.plan import Integrator
 from picard.problem import check_callable
 from picard.registry import SEQUENTIAL
 from picard.rowwise import rowwise
 from picard.solve import solve
 from picard.tolerance import RelAbs
 
-_OPTIONS = ("step_size", "grid_constructor", "interp", "perturb", "rows", *SOLVER_OPTIONS)
+_OPTIONS = ("step_size", "grid_constructor", "interp", *SOLVER_OPTIONS)
+_ADAPTIVE_OPTIONS = {"first_step": "first_step", "max_num_steps": "max_steps"}
+_ADAPTIVE_OPTIONS |= {name: name for name in ("window", "max_rows", "linearization")}
 _CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
-
-@dataclass(frozen=True)
-class ThreeEighths:
-    """The 3/8 rule of Kutta: order 4, four evaluations a step; what torchdiffeq calls rk4."""
-
-    def plan(self, points: Times | Levels) -> Plan:
-        """Write the method on times as a plan."""
-        if isinstance(points, Levels) or points.noise != "none":
-            msg = "the 3/8 rule steps over ordinary differential equations only"
-            raise NotSupportedError(msg)
-        start, h = points.values[:-1, None], points.values.diff()
-        third = 1 / 3
-        newest_first = torch.tensor(
-            [[third, 0, 0, 0], [1, -third, 0, 0], [1, -1, 1, 0], [0.125, 0.375, 0.375, 0.125]], dtype=torch.float64
-        )
-        c = torch.tensor([0, third, 2 * third, 1], dtype=torch.float64)
-        step = torch.arange(len(h)).repeat_interleave(4)
-        return Plan(
-            times=((1 - c) * start + c * points.values[1:, None]).reshape(-1),
-            a=torch.eye(4, dtype=torch.float64).repeat(len(h), 1),
-            b=(h[:, None, None] * newest_first).reshape(-1, 4),
-            step=step,
-            factor=torch.stack([torch.ones_like(h), h], 1)[step],
-        )
-
-
-_METHODS: dict[str, str | Integrator] = {
+_METHODS = {
     "euler": "euler",
     "midpoint": "midpoint",
     "heun2": "heun2",
     "heun3": "heun3",
-    "rk4": ThreeEighths(),
+    "rk4": "three_eighths",
 }
+_ADAPTIVE = {name: name for name in ("dopri5", "dopri8", "bosh3", "fehlberg2")} | {"adaptive_heun": "heun"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,23 +75,28 @@ def odeint(
 ) -> Any:
     """Integrate dy/dt = func(t, y) parallel in time, as torchdiffeq's `odeint` does step by step.
 
-    The result agrees with torchdiffeq's for the same fixed-step method within `rtol` and `atol`. `func` is lifted to
-    many times at once by `rowwise`; y0, batch included, is solved as one trajectory.
+    The result agrees with torchdiffeq's for the same fixed-step method within `rtol` and `atol`. An adaptive method
+    keeps the error of every step within them, as torchdiffeq does, by steps of its own, which end at all times of t;
+    see `adaptive`. `func` is lifted to many times at once by `rowwise`; y0, batch included, is solved as one
+    trajectory.
 
     Args:
         func: called as `func(t, y)` with a scalar tensor t, in y's dtype, and y like y0; returns dy/dt like y0.
         y0: initial state, a floating or complex tensor of any shape, or a tuple of such.
-        t: times of the result, one-dimensional, increasing or decreasing. It is also the grid of the method, unless
-            `options` say otherwise.
-        rtol: relative part of the largest change at which a state is accepted; see `RelAbs`.
+        t: times of the result, one-dimensional, increasing or decreasing. It is also the grid of a fixed-step method,
+            unless `options` say otherwise.
+        rtol: relative part of the largest error of a step (adaptive methods) or of the largest change at which a state
+            is accepted (fixed steps, see `RelAbs`).
         atol: absolute part.
-        method: `"euler"`, `"midpoint"`, `"heun2"`, `"heun3"`, `"rk4"` (the 3/8 rule, as in torchdiffeq), or an
-            integrator.
-        options: `step_size` or `grid_constructor(func, y0, t)` for a grid other than t, `interp` (`"linear"` or
-            `"cubic"`) between its points; `perturb`, which must be false; `rows=True` if func takes rows itself, t
-            (rows,) and y (rows, *state), which gives every sample of the batch y0 (batch, *state) its own window; and
-            of `solve`: `window`, `max_rows`, `max_rounds`, `tolerance`, `linearization`, `guess`, `callback`,
-            `progress`, `throw`; with `throw=False` the states after a failure are NaN.
+        method: `"dopri5"` (the default), `"dopri8"`, `"bosh3"`, `"fehlberg2"`, `"adaptive_heun"`, which choose their
+            steps; `"euler"`, `"midpoint"`, `"heun2"`, `"heun3"`, `"rk4"` (the 3/8 rule, as in torchdiffeq), or an
+            integrator, which step over a grid.
+        options: for adaptive methods `first_step`, `max_num_steps`, `window`, `max_rows` and `linearization`, see
+            `adaptive`. For fixed steps `step_size` or `grid_constructor(func, y0, t)` for a grid other than t,
+            `interp` (`"linear"` or `"cubic"`) between its points; and of `solve`: `window`, `max_rows`, `max_rounds`,
+            `tolerance`, `linearization`, `guess`, `callback`, `progress`, `throw`; with `throw=False` the states after
+            a failure are NaN. For all, `rows=True` if func takes rows itself, t (rows,) and y (rows, *state), which
+            gives every sample of the batch y0 (batch, *state) its own window; and `perturb`, which must be false.
         event_fn: not supported.
 
     Returns:
@@ -121,12 +104,15 @@ def odeint(
 
     Raises:
         TypeError: if an option is unknown.
-        NotSupportedError: for an adaptive method, events, or a function that cannot be lifted.
+        NotSupportedError: for an implicit or multistep method, events, or a function that cannot be lifted.
         InvalidGridError: if t is not a valid grid, or has two points and no step size is given.
-        PicardError: as `solve` does.
+        PicardError: as `solve` and `adaptive` do.
     """
-    chosen = check_options(options, _OPTIONS, "odeint")
-    integrator = _resolve(method)
+    method = "dopri5" if method is None else method
+    by_error = _ADAPTIVE.get(method) if isinstance(method, str) else None
+    name, known = ("odeint", _OPTIONS) if by_error is None else (f"odeint by {method}", _ADAPTIVE_OPTIONS)
+    chosen = check_options(options, (*known, "perturb", "rows"), name)
+    integrator = by_error or _resolve(method)
     check_callable("func", func)
     if event_fn is not None or any(hasattr(func, name) for name in _CALLBACKS):
         msg = 'odeint has no events, and calls no callback_step of func: use options={"callback": f}, see RoundInfo'
@@ -138,16 +124,22 @@ def odeint(
         raise NotSupportedError(msg)
     pack = Pack(y0, lead=int(rows))
     x0 = pack.pack(y0) if rows else pack.pack(y0)[None]
-    _check_t(t, chosen)
+    alone = by_error is None and all(chosen.get(option) is None for option in ("step_size", "grid_constructor"))
+    _check_t(t, alone=alone)
     if len(t) == 1 or x0.numel() == 0:  # nothing to integrate
         found = x0.expand(len(t), *x0.shape).clone()
         return pack.unpack(found if rows else found[:, 0])
     problem = GridODE(_drift(func, pack, rows=rows), x0)
     check_constant("t", t)
+    limits = number("rtol", rtol), number("atol", atol)
+    if by_error is not None:
+        given = {own: chosen[option] for option, own in _ADAPTIVE_OPTIONS.items() if option in chosen}
+        found = adaptive(problem, t, method=by_error, rtol=limits[0], atol=limits[1], **given).ys
+        return pack.unpack(found if rows else found[:, 0])
     grid = _grid(func, y0, t, chosen)
     readout = Readout(grid, t)
     keywords = {name: chosen[name] for name in SOLVER_OPTIONS if name in chosen}
-    keywords.setdefault("tolerance", RelAbs(number("rtol", rtol), number("atol", atol)))
+    keywords.setdefault("tolerance", RelAbs(*limits))
     solution = solve(problem, grid, method=integrator, save=readout.points, **keywords)
     ys = reached(solution, readout.points)
     if chosen.get("interp") == "cubic":
@@ -159,35 +151,33 @@ def odeint(
     return pack.unpack(found if rows else found[:, 0])
 
 
-def _resolve(method: str | Integrator | None) -> str | Integrator:
-    if method is not None and not isinstance(method, str):
+def _resolve(method: str | Integrator) -> str | Integrator:
+    if not isinstance(method, str):
         return method
     if method in _METHODS:
         return _METHODS[method]
-    fixed = ", ".join(_METHODS)
-    if method is None or method in SEQUENTIAL:
-        name = "odeint's default in torchdiffeq, dopri5," if method is None else method
+    known = ", ".join([*_ADAPTIVE, *_METHODS])
+    if method in SEQUENTIAL:
         msg = (
-            f"{name} chooses its steps, or solves for them, one after the other; given method={method!r}: write "
-            f'method="rk4" and a step size, options={{"step_size": 0.01}}; fixed-step methods: {fixed}'
+            f"{method} solves for its steps one after the other; given method={method!r}: write an explicit "
+            f"Runge-Kutta method; known: {known}"
         )
         raise NotSupportedError(msg)
-    msg = f"unknown method {method!r}: {close_match(method, _METHODS)}"
+    msg = f"unknown method {method!r}: {close_match(method, [*_ADAPTIVE, *_METHODS])}"
     raise UnknownMethodError(msg)
 
 
-def _check_t(t: object, chosen: Mapping[str, Any]) -> None:
-    if isinstance(t, Tensor) and t.is_floating_point() and t.ndim == 1 and t.numel() == 2:
-        if chosen.get("step_size") is None and chosen.get("grid_constructor") is None:
+def _check_t(t: object, *, alone: bool) -> None:
+    """Check the times; `alone` says whether they are the grid."""
+    if isinstance(t, Tensor) and t.is_floating_point():
+        if alone and t.shape == (2,):
             msg = (
                 "t is the grid, and two points would be one single step: say the step size, "
                 'options={"step_size": 0.01}, or list every step, t = torch.linspace(t0, t1, steps + 1)'
             )
             raise InvalidGridError(msg)
-        t = torch.cat([t[:1], t.mean()[None], t[1:]])
-    if isinstance(t, Tensor) and t.is_floating_point() and t.shape == (1,):  # the start alone
-        t = t + torch.arange(3, device=t.device)
-    check_times(t, "t")
+        t = t + torch.arange(2, device=t.device) if t.shape == (1,) else t  # the start alone
+    check_times(t, "t", steps=False)
 
 
 def _grid(func: Callable[..., Any], y0: Any, t: Tensor, chosen: Mapping[str, Any]) -> Tensor:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from picard.errors import InvalidProblemError, NotSupportedError, UnknownMethodError, close_match, describe
 from picard.plan import Integrator
 
-SEQUENTIAL = {"dopri8", "dopri5", "tsit5", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver", "explicit_adams"}
+SEQUENTIAL = {"tsit5", "scipy_solver", "explicit_adams"}
 SEQUENTIAL |= {"implicit_adams", "fixed_adams", "implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "gl4"}
 SEQUENTIAL |= {"radauIIA5", "gl6", "sdirk2", "trbdf2"}
-"""Methods of torchdiffeq that choose their steps, or solve for them, one after the other."""
+"""Methods of torchdiffeq that solve for their steps, or need those before them, one after the other."""
 _METHODS: dict[str, Callable[[], Integrator]] = {}
 
 
@@ -48,8 +48,8 @@ def resolve(method: str | Integrator) -> Integrator:
     if isinstance(method, str):
         if method in SEQUENTIAL and method not in _METHODS:
             msg = (
-                f"{method} chooses its steps, or solves for them, one after the other: write method='rk4', and a grid "
-                "fine enough for it"
+                f"{method} solves for its steps one after the other: write method='rk4' and a grid fine enough for it, "
+                "or picard.adaptive, which chooses the steps of explicit methods"
             )
             raise NotSupportedError(msg)
         if method == "milstein" and method not in _METHODS:

@@ -92,6 +92,15 @@ def the_sequential_solver_is_spread_too() -> None:
     assert torch.equal(found, picard.sequential(problem, times(10), method="heun").final)
 
 
+def steps_are_chosen_alike() -> None:
+    net = network(2)
+    for problem in (pendulum(3), picard.ODE(lambda t, x: net(x), start(2, 2))):
+        shared: Any = spread(problem)
+        both, alone = (picard.adaptive(one, times(2), save="all") for one in (shared, problem))
+        torch.testing.assert_close(both.ys, alone.ys, rtol=1e-9, atol=1e-12)
+        assert both.ys.requires_grad == (problem.drift is not pendulum_drift)
+
+
 def every_row_is_evaluated_once() -> None:
     drift = Counted(pendulum_drift)
     with torch.no_grad():
@@ -233,6 +242,7 @@ TOGETHER = (
     a_diffusion_model_is_equal,
     a_network_is_equal_to_rounding,
     the_sequential_solver_is_spread_too,
+    steps_are_chosen_alike,
     every_row_is_evaluated_once,
     a_mesh_is_a_group,
     gradients_are_those_of_one_process,

@@ -89,6 +89,22 @@ def gradient(place: torch.device) -> tuple[Tensor, ...]:
     return torch.autograd.grad(final.square().sum(), (x0, cond))
 
 
+def adaptive(place: torch.device, *, alone: bool = True, **options: Any) -> tuple[Tensor, ...]:
+    shifted = picard.ODE(drift, start(place), cond={"shift": shift(place)})
+    times = GRID[[0, 3, -1]].to(place if alone else HOST)
+    with torch.no_grad():
+        found = picard.adaptive(shifted, times, rtol=1e-4, window=24, **options)
+    return found.ys, found.final
+
+
+def told(place: torch.device) -> tuple[Tensor, ...]:
+    rounds: list[picard.RoundInfo] = []
+    ode(place, callback=rounds.append)
+    seen = [info for info in rounds if info.field is not None]
+    assert seen
+    return tuple(one.clone() for info in seen for one in (info.states, info.change, info.field) if one is not None)
+
+
 def between(place: torch.device) -> Tensor:
     return ode(place, save="all").interpolate(
         BETWEEN.to(place), picard.ODE(drift, start(place), cond={"shift": shift(place)})
@@ -114,9 +130,13 @@ SOLVES: dict[str, Callable[[torch.device], Any]] = {
     "ode, plain": lambda place: ode(place, linearization="identity", guess="copy"),
     "ode, frozen": lambda place: ode(place, linearization="frozen", guess="hold"),
     "ode, sequential": lambda place: picard.sequential(picard.ODE(drift, start(place)), GRID.to(place), method="rk4"),
+    "ode, told": told,
     "ode, warm": warm,
     "ode, between": between,
     "ode, gradient": gradient,
+    "adaptive": adaptive,
+    "adaptive, all states": lambda place: adaptive(place, save="all", method="bosh3"),
+    "adaptive, times on the host": lambda place: adaptive(place, alone=False),
     "odeint": lambda place: picard.odeint(lambda t, y: -t * torch.tanh(y), start(place), GRID.to(place), method="rk4"),
     "sde": sde,
     "sde, general": lambda place: sde(place, "general"),

@@ -1,0 +1,209 @@
+"""The march: attempts one after the other, from the start to the end."""
+
+from __future__ import annotations
+
+import math
+import time
+from bisect import bisect_right
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from picard.attempt import Attempt, tolerance_of
+from picard.control import Control
+from picard.device import fetch
+from picard.errors import NonFiniteError, NotConvergedError
+from picard.interpolate import slopes
+from picard.plan import Integrator
+from picard.problem import Problem
+from picard.solution import Solution, Stats, Status
+from picard.solve import solve
+
+_LEAST = 8  # units in the last place of the time that a step must be long, or rounding makes it another one
+_WINDOWS = 4  # of nodes that an attempt lays out: to begin anew costs rounds, and to lay out more costs memory
+
+
+class March:
+    """Where the attempts have come to, and what they have cost.
+
+    Attributes:
+        at: the time reached.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        times: Tensor,
+        stops: list[float],
+        integrator: Integrator,
+        control: Control,
+        options: dict[str, Any],
+        started: float,
+        *,
+        all_states: bool,
+    ) -> None:
+        """Stand at the start.
+
+        Args:
+            problem: the problem, from its start.
+            times: see `adaptive`.
+            stops: the same on the host.
+            integrator: a method with an error estimate.
+            control: how errors are measured.
+            options: of `solve`.
+            started: when the clock was started.
+            all_states: whether to keep the states after all steps; otherwise those at the times.
+        """
+        self._problem, self._times, self._integrator, self._control = problem, times, integrator, control
+        self._options, self._started, self._all = options, started, all_states
+        self._sign = math.copysign(1.0, stops[-1] - stops[0])
+        self._stops = [self._sign * stop for stop in stops]  # ascending
+        self.at, self._state = stops[0], problem.x0.detach()
+        self._grid, self._kept = [self.at], [self._state[None]]
+        self._step = 0.0  # length wanted of the next step
+        self._rounds = self._evaluations = self._syncs = 0
+        self._residual = self._state.new_zeros(len(self._state), dtype=torch.float32)
+
+    def begin(self, first_step: float | None) -> None:
+        """Begin with steps of a length that is given or guessed."""
+        self._step = first_step or self._control.first(self._state, self._slope)
+
+    def _slope(self, ahead: float, x: Tensor) -> Tensor:
+        """Return the field so far ahead, along the way."""
+        self._rounds, self._evaluations = self._rounds + 1, self._evaluations + len(x)
+        when = torch.tensor([self.at + self._sign * ahead], dtype=self._times.dtype, device="cpu")
+        return self._sign * slopes(self._problem, when, x[None], self._options["max_rows"])[0]
+
+    def go_on(self, most: int | None) -> None:
+        """Attempt steps, and take up those that hold.
+
+        Args:
+            most: steps after which no more are attempted.
+
+        Raises:
+            NonFiniteError: if the field is not finite at the state reached.
+            NotConvergedError: if there are so many steps, or none is short enough.
+        """
+        steps = len(self._grid) - 1
+        if most is not None and steps >= most:
+            msg = f"max_steps={most} steps lead to t = {self.at:g} only: raise it, or loosen rtol and atol"
+            raise NotConvergedError(msg, self.solution("times"))
+        grid, bound = self._ahead()
+        values = fetch(grid)
+        least = _LEAST * torch.finfo(self._times.dtype).eps * abs(self.at)
+        if self._step < least or not bool((self._sign * values.diff() > 0).all()):
+            msg = (
+                f"steps must be longer than {self._times.dtype} can tell apart; those from t = {self.at:g} on would "
+                "not be: the solution may end there; if it does not, loosen rtol and atol, or write times.double()"
+            )
+            raise NotConvergedError(msg, self.solution("times"))
+        own: Any = self._problem.alone
+        problem = self._problem.like(replace(own, x0=self._state))
+        attempt = Attempt(problem, self._integrator, grid, self._control, bound, self._options)
+        self._rounds, self._evaluations = self._rounds + attempt.rounds, self._evaluations + attempt.evaluations
+        self._syncs, self._residual = self._syncs + attempt.syncs, torch.maximum(self._residual, attempt.residual)
+        held, wanted = attempt.held, attempt.following()
+        longer = held > 0 and held == len(attempt.errors) and bound[held - 1]  # than it was, if it could have been
+        self._step = max(self._step, wanted) if longer else wanted
+        if held == 0:
+            if attempt.failed:
+                self._check_finite()
+            return
+        new, stops = values[1 : held + 1].tolist(), set(self._stops)
+        kept = [step for step, t in enumerate(new) if self._all or self._sign * t in stops]
+        self._grid += new
+        self._kept.append(attempt.states[kept])
+        self.at, self._state = new[-1], attempt.states[-1].clone()
+
+    def _ahead(self) -> tuple[Tensor, list[bool]]:
+        """Lay out steps of about the length wanted, which end at the times.
+
+        Returns:
+            The points, here the first, and whether each step is as long as it may be, whatever its error.
+        """
+        at = self._sign * self.at
+        points, bound = [at], list[bool]()
+        most = max(2, _WINDOWS * self._options["window"] // self._integrator.tableau.stages)  # type: ignore[attr-defined]
+        for stop in self._stops[bisect_right(self._stops, at) :]:
+            if len(bound) >= most:
+                break
+            start, parts = points[-1], max(1, math.ceil((stop - points[-1]) / self._step - 1e-9))
+            count = min(parts, most - len(bound))
+            points += [start + (stop - start) * (part / parts) for part in range(1, count + 1)]
+            points[-1] = stop if count == parts else points[-1]
+            bound += [parts == 1] * count
+        if len(bound) == 1:  # a grid has two steps at least
+            points, bound = [at, (at + points[-1]) / 2, points[-1]], [True, True]
+        grid = self._sign * torch.tensor(points, dtype=torch.float64, device="cpu")
+        return grid.to(self._times.dtype).to(self._times.device), bound
+
+    def _check_finite(self) -> None:
+        """Check the field at the state reached.
+
+        Raises:
+            NonFiniteError: if it is not finite.
+        """
+        sound = torch.isfinite(self._slope(0.0, self._state)).flatten(1).all(1)
+        if not bool(sound.all()):
+            raise NonFiniteError(
+                round_number=self._rounds,
+                step=len(self._grid) - 1,
+                time=self.at,
+                sample=int(sound.int().argmin()),
+                where="drift",
+                solution=self.solution("times"),
+            )
+
+    def solution(self, save: str) -> Solution:
+        """Return what was reached, and what it has cost."""
+        states, steps, x0 = torch.cat(self._kept), len(self._grid) - 1, self._problem.x0
+        done = self._sign * self.at == self._stops[-1]
+        if save == "all":
+            ts = self._points()
+        elif save == "last":
+            ts, states = self._points()[-1:], self._state[None]
+        else:
+            ts, states = self._times, states[self._landed()] if self._all else states
+            states = torch.cat([states, self._state.expand(len(ts) - len(states), *x0.shape)])
+        return Solution(
+            ts,
+            states,
+            self._state,
+            (Status.CONVERGED if done else Status.STOPPED,) * len(x0),
+            (steps,) * len(x0),
+            self._residual,
+            self._stats(),
+            None,
+        )
+
+    def with_gradient(self, save: str) -> Solution:
+        """Solve once more, on the steps found and from the states there, for a gradient."""
+        found = solve(
+            self._problem,
+            self._points(),
+            method=self._integrator,
+            tolerance=tolerance_of(self._control),
+            guess=torch.cat(self._kept),
+            save=self._landed() if save == "times" else save,  # type: ignore[arg-type]  # one of its own words
+            **self._options,
+        )
+        self._rounds, self._evaluations = self._rounds + found.stats.rounds, self._evaluations + found.stats.evaluations
+        self._syncs += found.stats.host_syncs
+        return replace(found, stats=self._stats())
+
+    def _points(self) -> Tensor:
+        """Return all points of the steps."""
+        return torch.tensor(self._grid, dtype=self._times.dtype, device="cpu").to(self._times.device)
+
+    def _landed(self) -> list[int]:
+        """Return the indices of the points at the times."""
+        stops = set(self._stops)
+        return [step for step, t in enumerate(self._grid) if self._sign * t in stops]
+
+    def _stats(self) -> Stats:
+        x0, options = self._problem.x0, self._options
+        nodes = (len(self._grid) - 1) * self._integrator.tableau.stages  # type: ignore[attr-defined]
+        seconds = time.perf_counter() - self._started
+        return Stats(self._rounds, self._evaluations, nodes, len(x0), options["window"], self._syncs, seconds)
