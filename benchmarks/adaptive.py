@@ -4,6 +4,9 @@ Both choose their steps by the same rule, for the same tolerances, on the hard p
 distances of the final state to that of torchdiffeq's dopri8 at 1e-12, relative to its largest number.
 """
 
+# torchdiffeq carries no types, from which pyright infers unions:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+
 from __future__ import annotations
 
 import argparse

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import picard
+from benchmarks.adaptive import count
+from benchmarks.hard_problems import Hard, hard_problems
 from picard.errors import (
     InvalidGridError,
     InvalidProblemError,
@@ -352,3 +354,17 @@ def test_refusals(case: str) -> None:
     call, error, message = REFUSALS[case]
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "hard", [hard for hard in hard_problems() if hard.diffusion is None], ids=lambda hard: hard.name
+)
+def test_hard_problems(hard: Hard) -> None:
+    """As exact as torchdiffeq, in fewer calls one after the other, on the first part of each."""
+    found = count(hard, share=0.1 if hard.steps >= 1000 else 0.5)
+    sequential = found["torchdiffeq"]
+    for name in ("default", "newton"):
+        own = found[name]
+        assert own.error <= 2 * sequential.error + 1e-6, name
+        assert own.calls <= 0.7 * sequential.calls, name
+        assert own.steps * 6 <= 3 * sequential.calls, name

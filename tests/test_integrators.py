@@ -12,7 +12,23 @@ from torch import Tensor
 
 from picard.errors import InvalidProblemError, NotSupportedError, UnknownMethodError
 from picard.grid import Levels, Times
-from picard.integrators import DDIM, DDPM, RK4, DPMSolver, Euler, Heun, Heun3, Midpoint, RungeKutta, Tableau, methods
+from picard.integrators import (
+    DDIM,
+    DDPM,
+    RK4,
+    Bosh3,
+    Dopri5,
+    Dopri8,
+    DPMSolver,
+    Euler,
+    Fehlberg2,
+    Heun,
+    Heun3,
+    Midpoint,
+    RungeKutta,
+    Tableau,
+    methods,
+)
 from picard.plan import Integrator, Plan
 from picard.registry import resolve
 from picard.schedule import Schedule
@@ -294,6 +310,34 @@ def test_runge_kutta_agrees_with_torchdiffeq(method: Integrator, name: str, valu
 
     result = run_plan(plan, lambda m, y: drift(plan.times[m], y), x)
     assert torch.allclose(result, torchdiffeq.odeint(drift, x, points.values, method=name)[-1], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("method", "module", "table"),
+    [
+        (Dopri5(), "dopri5", "_DORMAND_PRINCE_SHAMPINE_TABLEAU"),
+        (Dopri8(), "dopri8", "_DOPRI8_TABLEAU"),
+        (Bosh3(), "bosh3", "_BOGACKI_SHAMPINE_TABLEAU"),
+        (Fehlberg2(), "fehlberg2", "_FEHLBERG2_TABLEAU"),
+        (Heun(), "adaptive_heun", "_ADAPTIVE_HEUN_TABLEAU"),
+    ],
+    ids=repr,
+)
+def test_pairs_have_the_coefficients_of_torchdiffeq(method: RungeKutta, module: str, table: str) -> None:
+    torchdiffeq, tableau = pytest.importorskip("torchdiffeq"), method.tableau
+    theirs = getattr(getattr(torchdiffeq._impl, module), table)
+    stages = tableau.stages
+    ends = theirs.beta if len(theirs.beta) == stages else [*theirs.beta, theirs.c_sol]  # the last stage may be the step
+    for mine, own in zip((*tableau.A[1:], tableau.b), ends, strict=True):
+        assert torch.equal(torch.tensor(mine, dtype=torch.float64), own)
+    for mine, own in ((tableau.c[1:], theirs.alpha), (tableau.b, theirs.c_sol)):
+        shared = min(len(mine), len(own))
+        assert torch.equal(torch.tensor(mine[:shared], dtype=torch.float64), own[:shared])
+        assert bool((own[shared:] == (1 if own is theirs.alpha else 0)).all())
+    assert tableau.error is not None
+    sign = -1 if module == "adaptive_heun" else 1
+    padded = [*tableau.error, *[0.0] * (len(theirs.c_error) - len(tableau.error))]
+    assert torch.equal(sign * torch.tensor(padded, dtype=torch.float64), theirs.c_error)
 
 
 # Names and errors
