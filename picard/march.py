@@ -22,7 +22,8 @@ from picard.solution import Solution, Stats, Status
 from picard.solve import solve
 
 _LEAST = 8  # units in the last place of the time that a step must be long, or rounding makes it another one
-_WINDOWS = 4  # of nodes that an attempt lays out: to begin anew costs rounds, and to lay out more costs memory
+_WINDOWS = (4, 16)  # of nodes that an attempt lays out: to begin anew costs rounds, and to lay out more costs memory
+_NUMBERS = 2**24  # that may be held for more windows than the fewest
 
 
 class March:
@@ -60,6 +61,10 @@ class March:
         self._options, self._started, self._all = options, started, all_states
         self._sign = math.copysign(1.0, stops[-1] - stops[0])
         self._stops = [self._sign * stop for stop in stops]  # ascending
+        self._landings = set(self._stops)
+        fewest, most = (windows * options["window"] for windows in _WINDOWS)
+        nodes = min(most, max(fewest, _NUMBERS // max(1, problem.x0.numel())))
+        self._most = max(2, nodes // integrator.tableau.stages)  # type: ignore[attr-defined]  # steps of an attempt
         self.at, self._state = stops[0], problem.x0.detach()
         self._grid, self._kept = [self.at], [self._state[None]]
         self._step = 0.0  # length wanted of the next step
@@ -111,8 +116,8 @@ class March:
             if attempt.failed:
                 self._check_finite()
             return
-        new, stops = values[1 : held + 1].tolist(), set(self._stops)
-        kept = [step for step, t in enumerate(new) if self._all or self._sign * t in stops]
+        new = values[1 : held + 1].tolist()
+        kept = [step for step, t in enumerate(new) if self._all or self._sign * t in self._landings]
         self._grid += new
         self._kept.append(attempt.states[kept])
         self.at, self._state = new[-1], attempt.states[-1].clone()
@@ -125,12 +130,11 @@ class March:
         """
         at = self._sign * self.at
         points, bound = [at], list[bool]()
-        most = max(2, _WINDOWS * self._options["window"] // self._integrator.tableau.stages)  # type: ignore[attr-defined]
-        for stop in self._stops[bisect_right(self._stops, at) :]:
-            if len(bound) >= most:
-                break
-            start, parts = points[-1], max(1, math.ceil((stop - points[-1]) / self._step - 1e-9))
-            count = min(parts, most - len(bound))
+        place = bisect_right(self._stops, at)
+        while place < len(self._stops) and len(bound) < self._most:
+            start, stop, place = points[-1], self._stops[place], place + 1
+            parts = max(1, math.ceil((stop - start) / self._step - 1e-9))
+            count = min(parts, self._most - len(bound))
             points += [start + (stop - start) * (part / parts) for part in range(1, count + 1)]
             points[-1] = stop if count == parts else points[-1]
             bound += [parts == 1] * count
@@ -199,8 +203,7 @@ class March:
 
     def _landed(self) -> list[int]:
         """Return the indices of the points at the times."""
-        stops = set(self._stops)
-        return [step for step, t in enumerate(self._grid) if self._sign * t in stops]
+        return [step for step, t in enumerate(self._grid) if self._sign * t in self._landings]
 
     def _stats(self) -> Stats:
         x0, options = self._problem.x0, self._options
