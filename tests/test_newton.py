@@ -10,6 +10,7 @@ from torch import Tensor
 
 import picard
 from benchmarks.hard_problems import hard_problems
+from picard import newton
 from picard.certificate import LawCertificate
 from picard.conditioning import Conditioning
 from picard.jacobian import differentiate
@@ -224,3 +225,23 @@ def test_windows_are_chosen_by_time() -> None:
     solution = picard.solve(pendulum(), times(200), method="rk4", window="auto", linearization="newton")
     assert solution.success
     assert solution.stats.reason
+
+
+@pytest.mark.parametrize("name", ["batch", "multistep", "noise in the field", "gradient"])
+def test_systems_solved_whole_or_node_by_node_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def solved() -> Tensor:
+        options: dict[str, Any] = {"linearization": "newton", "tolerance": 1e-9, "window": 24}
+        if name == "multistep":
+            return picard.solve(diffusion(), 30, method="dpmsolver++", **options).final
+        if name == "noise in the field":
+            return picard.solve(sde(), times(60), method="euler", **options).final
+        problem = pendulum(3)
+        x0 = problem.x0.clone().requires_grad_(name == "gradient")
+        final = picard.solve(
+            picard.ODE(pendulum_drift, x0, cond=problem.cond), times(40), method="rk4", **options
+        ).final
+        return torch.autograd.grad(final.square().sum(), x0)[0] if name == "gradient" else final
+
+    whole = solved()
+    monkeypatch.setattr(newton, "_WHOLE", 0)
+    torch.testing.assert_close(solved(), whole, rtol=1e-11, atol=1e-12)
