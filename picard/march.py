@@ -16,6 +16,7 @@ from picard.control import Control
 from picard.device import fetch
 from picard.errors import NonFiniteError, NotConvergedError
 from picard.interpolate import slopes
+from picard.memory import RowLimit
 from picard.plan import Integrator
 from picard.problem import Problem
 from picard.solution import Solution, Stats, Status
@@ -208,5 +209,5 @@ class March:
     def _stats(self) -> Stats:
         x0, options = self._problem.x0, self._options
         nodes = (len(self._grid) - 1) * self._integrator.tableau.stages  # type: ignore[attr-defined]
-        seconds = time.perf_counter() - self._started
-        return Stats(self._rounds, self._evaluations, nodes, len(x0), options["window"], self._syncs, seconds)
+        seconds, most = time.perf_counter() - self._started, RowLimit(self._problem, x0).rows(options["max_rows"])
+        return Stats(self._rounds, self._evaluations, nodes, len(x0), options["window"], self._syncs, seconds, most)

@@ -256,6 +256,19 @@ def test_what_a_solve_has_cost_is_counted() -> None:
     assert stats.host_syncs >= 3
 
 
+def test_rows_are_split() -> None:
+    rows: list[int] = []
+
+    def counted(t: Tensor, x: Tensor) -> Tensor:
+        rows.append(len(x))
+        return -x
+
+    problem = picard.ODE(counted, torch.ones(2, 3, dtype=F64))
+    found = picard.adaptive(problem, ends(0, 1), max_rows=7)
+    assert max(rows) == found.stats.max_rows == 7
+    assert torch.allclose(found.final, torch.exp(-ends(1)).expand(2, 3), rtol=1e-5)
+
+
 def test_a_solution_that_ends_is_an_error_that_carries_it() -> None:
     problem = picard.ODE(lambda t, x: x.square(), torch.ones(1, 1, dtype=F64))  # 1 / (1 - t)
     with pytest.raises(NotConvergedError, match=r"torch\.float64 can tell apart; those from t = 1\.?\d* on") as caught:
