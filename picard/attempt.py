@@ -68,7 +68,7 @@ class Attempt:
         x0 = problem.x0
         with on_host():
             plan = integrator.plan(problem.points(grid))
-        self.grid, self.errors, self.failed, self._control, self._bound = grid, list[float](), False, control, bound
+        self.grid, self.errors, self.syncs, self._control, self._bound = grid, list[float](), 0, control, bound
         signed = fetch(grid).diff()
         self.lengths, self._stages, self._batch = signed.abs(), tableau.stages, len(x0)
         wide = torch.promote_types(x0.dtype, torch.float32)
@@ -81,10 +81,10 @@ class Attempt:
             problem, grid, method=integrator, tolerance=tolerance, callback=self._watch, throw=False, **options
         )
         self.failed = Status.NON_FINITE in found.status
-        self.rounds, self.evaluations, self.syncs = found.stats.rounds, found.stats.evaluations, found.stats.host_syncs
-        self.residual = found.residual
+        self.rounds, self.evaluations, self.residual = found.stats.rounds, found.stats.evaluations, found.residual
+        self.syncs += found.stats.host_syncs
         if found.success and self.held == len(self.errors):
-            self._finish(problem, found)
+            self._finish(problem, found, options["max_rows"])
 
     @property
     def held(self) -> int:
@@ -133,11 +133,12 @@ class Attempt:
         points = self._points.states[first : until + 1].to(weights.dtype)
         estimate = _like(self._signed[first:until], estimate) * estimate
         self.errors += self._control.error(estimate, points[:-1], points[1:])
+        self.syncs += 1
 
-    def _finish(self, problem: Problem, found: Solution) -> None:
+    def _finish(self, problem: Problem, found: Solution, max_rows: int | None) -> None:
         """Judge the last step, too, whose error may ask for the field at its end."""
         if len(self._weights) > self._stages:
-            end = slopes(problem, self.grid[-1:], found.final[None], None)
+            end = slopes(problem, self.grid[-1:], found.final[None], max_rows)
             self._fields.states[-1] = end[0]
             self.rounds, self.evaluations = self.rounds + 1, self.evaluations + self._batch
         self._judge(len(self.lengths))

@@ -253,7 +253,7 @@ def test_what_a_solve_has_cost_is_counted() -> None:
     stats = picard.adaptive(picard.ODE(counted, torch.ones(2, 1, dtype=F64)), ends(0, 1)).stats
     assert (stats.rounds, stats.evaluations, stats.batch) == (*(calls[0] - 1, rows[0] - 2), 2)  # one tells of gradients
     assert stats.seconds > 0
-    assert stats.host_syncs >= 3
+    assert stats.host_syncs > stats.rounds - 3  # one a round, and one for every batch of errors
 
 
 def test_rows_are_split() -> None:
@@ -263,10 +263,10 @@ def test_rows_are_split() -> None:
         rows.append(len(x))
         return -x
 
-    problem = picard.ODE(counted, torch.ones(2, 3, dtype=F64))
+    problem = picard.ODE(counted, torch.ones(9, 3, dtype=F64))
     found = picard.adaptive(problem, ends(0, 1), max_rows=7)
     assert max(rows) == found.stats.max_rows == 7
-    assert torch.allclose(found.final, torch.exp(-ends(1)).expand(2, 3), rtol=1e-5)
+    assert torch.allclose(found.final, torch.exp(-ends(1)).expand(9, 3), rtol=1e-5)
 
 
 def test_a_solution_that_ends_is_an_error_that_carries_it() -> None:
