@@ -32,7 +32,7 @@ class Rows:
 
     def part(self, start: int, stop: int) -> Rows:
         """Return the rows from `start` to `stop`."""
-        if (start, stop) == (0, len(self.x)):
+        if stop - start == self.x.shape[0]:
             return self
         scales = None if self.scales is None else self.scales[start:stop]
         return Rows(self.t[start:stop], self.x[start:stop], self.cond.part(start, stop), scales)
@@ -76,32 +76,33 @@ def evaluate(
         InvalidProblemError: if the model's output has another shape, dtype or device than its input, or the model
             changes its input in place.
     """
-    count, start = len(rows.x), 0
+    count, start = rows.x.shape[0], 0
     limit = RowLimit(problem, rows.x)
     size = limit.rows(max_rows) or count
     parts: list[tuple[Tensor, Tensor | None]] = []
     while start < count:
-        piece = rows.part(start, min(start + size, count))
+        stop = min(start + size, count)
+        piece = rows.part(start, stop)
         if piece.x.is_inference():  # which does not count its changes
             with torch.inference_mode(mode=False), torch.no_grad():
                 piece = replace(piece, x=piece.x.clone())
-        before = version(piece.x), version(piece.t)
+        before = piece.x._version, version(piece.t)
         try:
             found: tuple[Tensor, Tensor | None]
             found = (problem.output(piece), None) if output else problem.field(piece)
             value, diffusion = checked(*found, piece.x)
-            if len(piece.x) < count:  # the next call may return the same memory, as a captured CUDA graph does
+            if stop - start < count:  # the next call may return the same memory, as a captured CUDA graph does
                 value, diffusion = value.clone(), None if diffusion is None else diffusion.clone()
             parts.append((value, diffusion))
         except Exception as error:
-            if len(piece.x) == 1 or not out_of_memory(error) or before != (version(piece.x), version(piece.t)):
+            if stop - start == 1 or not out_of_memory(error) or before != (piece.x._version, version(piece.t)):
                 raise
             if piece.x.is_cuda and torch.cuda.is_current_stream_capturing():
                 raise  # here it is the graph that needs more, not the call
-            size = limit.halve(len(piece.x))
+            size = limit.halve(stop - start)
         else:
-            start += len(piece.x)
-        if version(piece.x) != before[0]:
+            start = stop
+        if piece.x._version != before[0]:
             raise _changed("the states, which are", "x")
         if not piece.cond.intact():
             raise _changed("the conditioning, which is", "c")

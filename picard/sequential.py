@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import compress
 from typing import Literal
 
@@ -23,6 +23,8 @@ from picard.rows import Rows, evaluate, kicked
 from picard.sde import SDE
 from picard.solution import Solution, Stats, Status
 from picard.trajectory import Trajectory
+
+_SMALL = 1 << 14  # numbers of values and states that are looked at together
 
 
 def sequential(
@@ -82,33 +84,41 @@ def follow(
     plan, tables = prepared.plan, prepared.tables
     batch, samples = len(x0), list(range(len(x0)))
     conditioning = Conditioning(prepared.problem.conditioning(), batch)
-    a, b, c = plan.a.tolist(), plan.b.tolist(), plan.c.tolist()
-    inputs = [[1.0]] * plan.nodes if plan.inputs is None else plan.inputs.tolist()
-    states, values = deque([x0.to(prepared.wide, copy=True)], plan.order), deque[Tensor]([], plan.order)
-    sound, everyone = [], torch.arange(batch, device="cpu")
+    cond = conditioning.of(None, torch.arange(batch, device="cpu"))
+    times, c = plan.times.to(tables.times.dtype).tolist(), plan.c.tolist()
+    # Values and states take turns, newest first; the field is evaluated before its value is there.
+    weights = torch.stack([plan.b, plan.a], 2).flatten(1).tolist()
+    inputs = [[1.0]] * plan.nodes
+    if plan.inputs is not None:
+        inputs = torch.stack([plan.inputs, torch.zeros_like(plan.inputs)], 2).flatten(1).tolist()
+    past = deque([x0.to(prepared.wide, copy=True)], 2 * plan.order)
+    half, size = x0.dtype != prepared.wide, x0.numel()
+    sound, unseen = list[Tensor](), list[Tensor]()
     for node in range(plan.nodes):
         rows = Rows(
-            tables.times[node].repeat(batch),  # a copy: models may work on their time in place
-            _argument(states, inputs[node]).to(x0.dtype),
-            conditioning.of(None, everyone),
+            tables.times.new_full((batch,), times[node]),  # a new one: models may work on their time in place
+            _sum(inputs[node], past).to(x0.dtype) if half else _sum(inputs[node], past),
+            cond,
             None if tables.scales is None else tables.scales[node].expand(batch, 2),
         )
         value, diffusion = evaluate(prepared.problem, rows, max_rows)
         noise = None if prepared.draw is None else prepared.draw(samples, [node] * batch)
-        value = value.to(prepared.wide, copy=plan.order > 1)  # the next call may return the same memory
+        value = value.to(prepared.wide) if half else value.clone()  # the next call may return the same memory
         if diffusion is not None and noise is not None:
             value = kicked(value, diffusion.to(prepared.wide), tables.kick[node] * noise)
-        values.append(value)
-        after = a[node][0] * states[-1] + b[node][0] * value
-        for p in range(1, min(plan.order, node + 1)):
-            after = after + a[node][p] * states[-1 - p] + b[node][p] * values[-1 - p]
+        past.appendleft(value)
+        after = _sum(weights[node], past)
         if noise is not None and diffusion is None:
             after = after + c[node] * noise
-        states.append(after)
-        sound.append(finite(torch.stack([value, after]).to(x0.dtype).flatten(2)).all(2))
+        past.appendleft(after)
+        unseen += value, after
+        if len(unseen) * size >= _SMALL or node + 1 == plan.nodes:  # small states are looked at together
+            sound.append(finite(torch.stack(unseen).to(x0.dtype).flatten(2)).all(2))
+            unseen.clear()
         trajectory.keep(node + 1, after)
         bar.show(lambda node=node: prepared.steps_at[node + 1] * batch)  # type: ignore[misc]
-    bad = ~torch.stack(sound).cpu()  # (nodes, value or state, batch): one wait for the device, at the end
+    # (nodes, value or state, batch): one wait for the device, at the end
+    bad = ~torch.cat(sound).unflatten(0, (plan.nodes, 2)).cpu()
     failed, reached = bad.any(1), [plan.nodes] * batch
     flags = failed.any(0).tolist()
     for sample in compress(range(batch), flags):
@@ -138,9 +148,12 @@ def follow(
     )
 
 
-def _argument(states: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return what the field is evaluated at: the newest state, or a weighted sum of the last ones."""
-    if len(weights) == 1:
-        return states[-1] if weights[0] == 1 else weights[0] * states[-1]
-    terms = [weight * state for weight, state in zip(weights, reversed(states), strict=False)]
-    return torch.stack(terms).sum(0)
+def _sum(weights: Sequence[float], tensors: Iterable[Tensor]) -> Tensor:
+    """Return a weighted sum, without the work for weights of 0 and 1; the first term is always made."""
+    terms = zip(weights, tensors, strict=False)
+    weight, tensor = next(terms)
+    total = tensor if weight == 1 else weight * tensor
+    for weight, tensor in terms:
+        if weight != 0:
+            total = torch.add(total, tensor, alpha=weight)
+    return total

@@ -52,6 +52,7 @@ class Trajectory:
         kept = sorted({*wanted, *more, plan.nodes})
         self.states = x0.expand(len(kept), *x0.shape).clone()
         self._kept = np.array(kept, dtype=np.int64)
+        self._slot_at = {node: slot for slot, node in enumerate(kept)}
         self.slots = np.searchsorted(self._kept, wanted).tolist()
 
     @property
@@ -81,8 +82,8 @@ class Trajectory:
 
     def keep(self, node: int, states: Float[Tensor, "batch *state"]) -> None:
         """Keep the states of all samples at a node, if they are asked for."""
-        slot = self._first(node)
-        if self._kept[slot] == node:
+        slot = self._slot_at.get(node)
+        if slot is not None:
             self.states[slot] = states.to(self.states.dtype)
 
     def _first(self, node: int) -> int:
