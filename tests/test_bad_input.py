@@ -397,7 +397,11 @@ CASES: dict[str, Refusal] = {
     "unknown method": (optioned(method="eulr"), UnknownMethodError, ["'eulr'", "did you mean 'euler'", "rk4"]),
     "no method": (optioned(method=3), UnknownMethodError, ["3 (int)", "DDIM(eta=0.5)"]),
     "a class as method": (optioned(method=DDIM), UnknownMethodError, ["write DDIM()"]),
-    "a method that chooses steps": (optioned(method="dopri5"), NotSupportedError, ["dopri5 chooses", "method='rk4'"]),
+    "a method that solves for its steps": (
+        optioned(method="trapezoid"),
+        NotSupportedError,
+        ["trapezoid solves for", "method='rk4'"],
+    ),
     "a method of sdeint": (optioned(method="milstein"), NotSupportedError, ["picard.sdeint", "method='euler'"]),
     "sampler on an ode": (optioned(method="ddim"), NotSupportedError, ["noise levels of a diffusion model", "euler"]),
     "rk4 on a model": (lambda: solve(diffusion(), 5, method="rk4"), NotSupportedError, ["RK4", "dpmsolver++"]),

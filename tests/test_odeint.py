@@ -402,9 +402,9 @@ def test_slopes_of_rows_are_checked_too() -> None:
 
 
 REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"method": "dopri5"}, NotSupportedError, "euler, midpoint, heun2, heun3, rk4"),
-    ({"method": None}, NotSupportedError, "dopri5, chooses its steps"),
-    ({"method": "implicit_adams"}, NotSupportedError, 'write method="rk4"'),
+    ({"method": "implicit_adams"}, NotSupportedError, "solves for its steps .* known: dopri5, dopri8, .* rk4"),
+    ({"method": "dopri5", "options": {"interp": "cubic"}}, TypeError, "odeint by dopri5 has no option 'interp'"),
+    ({"method": None, "options": {"first_steps": 0.1}}, TypeError, "did you mean 'first_step'"),
     ({"method": "rk"}, UnknownMethodError, "did you mean 'rk4'"),
     ({"options": {"stepsize": 0.1}}, TypeError, "did you mean 'step_size'"),
     ({"options": {"interp": "cubik"}}, InvalidProblemError, "did you mean 'cubic'"),
