@@ -69,10 +69,10 @@ def adaptive(
         The solution. Its `stats` count all attempts, with what was thrown away.
 
     Raises:
-        InvalidProblemError: if an option has the wrong form.
+        InvalidProblemError: if the problem is no ODE, or an option has the wrong form.
         InvalidGridError: if the times are not valid.
         UnknownMethodError: if the method is unknown.
-        NotSupportedError: if the problem is no ODE, or the method does not estimate errors.
+        NotSupportedError: if the method does not estimate errors.
         NonFiniteError: if the drift is not finite at a state that was accepted; carries the solution so far.
         NotConvergedError: if `max_steps` is reached, or no step is short enough; carries the solution so far.
     """
@@ -93,14 +93,14 @@ def adaptive(
     if control.rtol + control.atol == 0:
         msg = "rtol or atol must be positive: no step has an error of zero; write e.g. rtol=1e-6"
         raise InvalidProblemError(msg)
-    given = {"window": check_count("window", window), "max_rows": check_limit("max_rows", max_rows)}
-    options = {**given, "linearization": linearization, "compile": compile}
+    nodes, rows = check_count("window", window), check_limit("max_rows", max_rows)
+    options = {"window": nodes, "max_rows": rows, "linearization": linearization, "compile": compile}
     most = check_limit("max_steps", max_steps)
     stops = check_times(times, "times", steps=False).tolist()
     check_constant("times", times)
     wanted = torch.is_grad_enabled() and (
         problem.x0.requires_grad
-        or problem.together(lambda: slopes(problem.alone, times[:1], problem.x0[None], max_rows).requires_grad)
+        or problem.together(lambda: slopes(problem.alone, times[:1], problem.x0[None], rows).requires_grad)
     )
     march = March(problem, times, stops, integrator, control, options, started, all_states=wanted or save == "all")
     with torch.no_grad():

@@ -65,7 +65,9 @@ class March:
         self._landings = set(self._stops)
         fewest, most = (windows * options["window"] for windows in _WINDOWS)
         nodes = min(most, max(fewest, _NUMBERS // max(1, problem.x0.numel())))
-        self._most = max(2, nodes // integrator.tableau.stages)  # type: ignore[attr-defined]  # steps of an attempt
+        tableau: Any = integrator.tableau  # type: ignore[attr-defined]  # checked before
+        self._stages = tableau.stages
+        self._most = max(2, nodes // self._stages)  # steps of an attempt
         self.at, self._state = stops[0], problem.x0.detach()
         self._grid, self._kept = [self.at], [self._state[None]]
         self._step = 0.0  # length wanted of the next step
@@ -209,6 +211,6 @@ class March:
 
     def _stats(self) -> Stats:
         x0, options = self._problem.x0, self._options
-        nodes = (len(self._grid) - 1) * self._integrator.tableau.stages  # type: ignore[attr-defined]
+        nodes = (len(self._grid) - 1) * self._stages
         seconds, most = time.perf_counter() - self._started, RowLimit(self._problem, x0).rows(options["max_rows"])
         return Stats(self._rounds, self._evaluations, nodes, len(x0), options["window"], self._syncs, seconds, most)

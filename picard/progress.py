@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
+from picard.entering import Linearized
 from picard.errors import MissingDependencyError
 
 
@@ -28,9 +29,6 @@ class RoundInfo:
         change: root mean square change of the state after every node, shape (samples, nodes); entries past a
             sample's width mean nothing.
         states: the new states, shape (samples, nodes, *state), likewise.
-        field: the field at the nodes, at their new states as far as the round can tell: shape (samples, nodes, *state),
-            likewise. `None` where rounds slide their windows on by themselves: with `sync_every`, `cuda_graph`, or
-            `compile` where the guess allows it.
     """
 
     round: int
@@ -43,7 +41,16 @@ class RoundInfo:
     rows: int
     change: Tensor
     states: Tensor
-    field: Tensor | None
+    _field: Linearized | None = field(repr=False)
+
+    def field(self) -> Tensor | None:
+        """Work out the field at the nodes, at their new states as far as the round can tell.
+
+        Returns:
+            Its values, shape (samples, nodes, *state), likewise; `None` where rounds slide their windows on by
+            themselves: with `sync_every`, `cuda_graph`, or `compile` where the guess allows it.
+        """
+        return None if self._field is None else self._field.nodes().unflatten(2, self.states.shape[2:])
 
 
 Callback = Callable[[RoundInfo], object]

@@ -107,7 +107,7 @@ class Run:
                 self.status[sample] = Status.NON_FINITE
         if self.callback is None and not logger.isEnabledFor(logging.DEBUG):
             return None
-        change, states, shape = step.change, step.states, self.setup.problem.x0.shape[1:]
+        change, states = step.change, step.states
         if self.setup.graphs is not None:  # which write the next ones there
             change, states = change.clone(), states.clone()
         info = RoundInfo(
@@ -120,8 +120,8 @@ class Run:
             steps=self.setup.plan.steps,
             rows=outcome.rows,
             change=change,
-            states=states.unflatten(2, shape),
-            field=step.field.nodes().unflatten(2, shape) if isinstance(step, Advance) else None,
+            states=states.unflatten(2, self.setup.problem.x0.shape[1:]),
+            _field=step.field if isinstance(step, Advance) else None,
         )
         logger.debug("round %d: %d rows, converged %s", info.round, info.rows, info.converged)
         return info

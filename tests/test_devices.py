@@ -100,9 +100,9 @@ def adaptive(place: torch.device, *, alone: bool = True, **options: Any) -> tupl
 def told(place: torch.device) -> tuple[Tensor, ...]:
     rounds: list[picard.RoundInfo] = []
     ode(place, callback=rounds.append)
-    seen = [info for info in rounds if info.field is not None]
-    assert seen
-    return tuple(one.clone() for info in seen for one in (info.states, info.change, info.field) if one is not None)
+    found = [one for info in rounds for one in (info.states, info.change, info.field()) if one is not None]
+    assert len(found) == 3 * len(rounds)
+    return tuple(one.clone() for one in found)
 
 
 def between(place: torch.device) -> Tensor:
