@@ -1,4 +1,4 @@
-"""Rounds of adaptive solves against the calls of torchdiffeq's: `python -m benchmarks.adaptive [--method dopri5]`.
+"""Rounds of adaptive solves against torchdiffeq's calls: `python -m benchmarks.adaptive [--method dopri5] [--seconds]`.
 
 Both choose their steps by the same rule, for the same tolerances, on the hard problems without noise. Errors are
 distances of the final state to that of torchdiffeq's dopri8 at 1e-12, relative to its largest number.
@@ -10,8 +10,10 @@ distances of the final state to that of torchdiffeq's dopri8 at 1e-12, relative 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +21,10 @@ import torchdiffeq
 from torch import Tensor
 
 import picard
-from benchmarks.hard import geometric_mean
-from benchmarks.hard_problems import Hard, hard_problems
+from benchmarks.hard import geometric_mean, timings
+from benchmarks.hard_problems import Function, Hard, hard_problems
 
-RTOL, ATOL = 1e-6, 1e-8
+RTOL, ATOL, THEIRS = 1e-6, 1e-8, "torchdiffeq"
 SOLVERS: dict[str, dict[str, Any]] = {
     "default": {},
     "newton": {"linearization": "newton"},
@@ -66,21 +68,38 @@ def count(hard: Hard, method: str = "dopri5", share: float = 1.0) -> dict[str, C
     def error(final: Tensor) -> float:
         return float((final - exact).abs().amax() / exact.abs().amax())
 
-    final = torchdiffeq.odeint(drift, hard.y0, times, method=method, rtol=RTOL, atol=ATOL)[-1]
-    found = {"torchdiffeq": Count(calls[0], calls[0], 0, error(final))}
-    problem = hard.problem()
-    for name, options in SOLVERS.items():
-        solution = picard.adaptive(
-            problem,  # type: ignore[arg-type]  # an ODE
-            times,
-            method={"adaptive_heun": "heun"}.get(method, method),
-            rtol=RTOL,
-            atol=ATOL,
-            **options,
-        )
+    ways = solvers(hard, drift, times, method)
+    final = ways[THEIRS]()[-1]
+    found = {THEIRS: Count(calls[0], calls[0], 0, error(final))}
+    for name in SOLVERS:
+        solution = ways[name]()
         stats = solution.stats
         found[name] = Count(stats.rounds, stats.evaluations, solution.converged[0], error(solution.final[0]))
     return found
+
+
+def solvers(hard: Hard, drift: Function, times: Tensor, method: str) -> dict[str, Callable[[], Any]]:
+    """Return every way of solving a problem, torchdiffeq's by a drift of its own."""
+    problem: Any = hard.problem()
+    limits: dict[str, Any] = {"rtol": RTOL, "atol": ATOL}
+    own = {"adaptive_heun": "heun"}.get(method, method)
+    ways: dict[str, Callable[[], Any]] = {
+        name: partial(picard.adaptive, problem, times, method=own, **limits, **options)
+        for name, options in SOLVERS.items()
+    }
+    return {THEIRS: lambda: torchdiffeq.odeint(drift, hard.y0, times, method=method, **limits), **ways}
+
+
+def seconds(hard: Hard, method: str, runs: int = 3) -> dict[str, list[float]]:
+    """Time torchdiffeq and every solver, alternating; the first run warms up and does not count."""
+    ways = solvers(hard, hard.drift, torch.tensor([0, hard.end], dtype=torch.float64), method)
+    taken = {name: list[float]() for name in ways}
+    for _ in range(runs + 1):
+        for name, solve in ways.items():
+            started = time.perf_counter()
+            solve()
+            taken[name].append(time.perf_counter() - started)
+    return {name: found[1:] for name, found in taken.items()}
 
 
 def table(names: Sequence[str], counts: Sequence[dict[str, Count]]) -> list[str]:
@@ -90,12 +109,12 @@ def table(names: Sequence[str], counts: Sequence[dict[str, Count]]) -> list[str]
     head += [f"{name}: error" for name in ("torchdiffeq", "default", "newton")]
     lines = [" | ".join(head), " | ".join(["---", *["---:"] * (len(head) - 1)])]
     for name, found in zip(names, counts, strict=True):
-        calls = found["torchdiffeq"].calls
+        calls = found[THEIRS].calls
         cells = [name, f"{calls}", f"{found['default'].steps}", *[f"{found[each].calls}" for each in SOLVERS]]
         cells += [f"{found[each].evaluations / calls:.1f}x" for each in ("default", "newton")]
         cells += [f"{found[each].error:.0e}" for each in ("torchdiffeq", "default", "newton")]
         lines.append(" | ".join(cells))
-    means = [geometric_mean([one[each].calls / one["torchdiffeq"].calls for one in counts]) for each in SOLVERS]
+    means = [geometric_mean([one[each].calls / one[THEIRS].calls for one in counts]) for each in SOLVERS]
     lines.append(" | ".join(["geometric mean, to torchdiffeq", "", "", *[f"{mean:.2f}" for mean in means], *[""] * 5]))
     return [f"| {line} |" for line in lines]
 
@@ -104,9 +123,15 @@ def main() -> None:
     """Parse the arguments and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default="dopri5")
-    given = parser.parse_args()
+    parser.add_argument(
+        "--seconds", action="store_true", help="measure seconds instead, on a machine that does nothing else"
+    )
+    given, counts = parser.parse_args(), []
     problems = [hard for hard in hard_problems() if hard.diffusion is None]
-    counts = []
+    if given.seconds:
+        problems = [hard for hard in problems if hard.y0.numel() <= 64]  # Newton's method takes minutes for more
+        print("\n".join(timings({hard.name: seconds(hard, given.method) for hard in problems}, THEIRS)))
+        return
     for hard in problems:
         counts.append(count(hard, given.method))
         print(hard.name, {name: one.calls for name, one in counts[-1].items()}, flush=True)
