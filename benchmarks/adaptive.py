@@ -10,7 +10,6 @@ distances of the final state to that of torchdiffeq's dopri8 at 1e-12, relative 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,15 +20,12 @@ import torchdiffeq
 from torch import Tensor
 
 import picard
-from benchmarks.hard import geometric_mean, timings
+from benchmarks.hard import SOLVERS as FIXED
+from benchmarks.hard import TIMED, alternating, geometric_mean, timings
 from benchmarks.hard_problems import Function, Hard, hard_problems
 
 RTOL, ATOL, THEIRS = 1e-6, 1e-8, "torchdiffeq"
-SOLVERS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "newton": {"linearization": "newton"},
-    "newton, 256": {"linearization": "newton", "window": 256},
-}
+SOLVERS = {name: FIXED[name] for name in TIMED}
 
 
 @dataclass(frozen=True)
@@ -90,16 +86,9 @@ def solvers(hard: Hard, drift: Function, times: Tensor, method: str) -> dict[str
     return {THEIRS: lambda: torchdiffeq.odeint(drift, hard.y0, times, method=method, **limits), **ways}
 
 
-def seconds(hard: Hard, method: str, runs: int = 3) -> dict[str, list[float]]:
-    """Time torchdiffeq and every solver, alternating; the first run warms up and does not count."""
-    ways = solvers(hard, hard.drift, torch.tensor([0, hard.end], dtype=torch.float64), method)
-    taken = {name: list[float]() for name in ways}
-    for _ in range(runs + 1):
-        for name, solve in ways.items():
-            started = time.perf_counter()
-            solve()
-            taken[name].append(time.perf_counter() - started)
-    return {name: found[1:] for name, found in taken.items()}
+def seconds(hard: Hard, method: str) -> dict[str, list[float]]:
+    """Time torchdiffeq and every solver."""
+    return alternating(solvers(hard, hard.drift, torch.tensor([0, hard.end], dtype=torch.float64), method))
 
 
 def table(names: Sequence[str], counts: Sequence[dict[str, Count]]) -> list[str]:

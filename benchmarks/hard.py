@@ -9,8 +9,9 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -162,16 +163,22 @@ def seconds(hard: Hard, steps: int | None = None, window: int | None = None, run
         window: nodes in flight; the library's default if not given.
         runs: runs that count.
     """
-    grid, taken = hard.grid(steps), {name: list[float]() for name in (SEQUENTIAL, *TIMED)}
+    given: tuple[Any, ...] = hard.problem(), hard.grid(steps)
+    ways: dict[str, Callable[[], Any]] = {SEQUENTIAL: partial(picard.sequential, *given, method=hard.method)}
+    for name in TIMED:
+        options = {"window": window, **SOLVERS[name]}
+        ways[name] = partial(picard.solve, *given, method=hard.method, tolerance=TOLERANCE, **options)
+    return alternating(ways, runs)
+
+
+def alternating(ways: Mapping[str, Callable[[], Any]], runs: int = 3) -> dict[str, list[float]]:
+    """Time several ways in turns; the first run of each warms up and does not count."""
+    taken = {name: list[float]() for name in ways}
     for _ in range(runs + 1):
-        for name, found in taken.items():
+        for name, solve in ways.items():
             started = time.perf_counter()
-            if name == SEQUENTIAL:
-                picard.sequential(hard.problem(), grid, method=hard.method)
-            else:
-                options = {"window": window, **SOLVERS[name]}
-                picard.solve(hard.problem(), grid, method=hard.method, tolerance=TOLERANCE, **options)
-            found.append(time.perf_counter() - started)
+            solve()
+            taken[name].append(time.perf_counter() - started)
     return {name: found[1:] for name, found in taken.items()}
 
 

@@ -81,7 +81,7 @@ class March:
 
     def _slope(self, ahead: float, x: Tensor) -> Tensor:
         """Return the field so far ahead, along the way."""
-        self._rounds, self._evaluations = self._rounds + 1, self._evaluations + len(x)
+        self._spend(1, len(x), 0)
         when = torch.tensor([self.at + self._sign * ahead], dtype=self._times.dtype, device="cpu")
         return self._sign * slopes(self._problem, when, x[None], self._options["max_rows"])[0]
 
@@ -111,8 +111,8 @@ class March:
         own: Any = self._problem.alone
         problem = self._problem.like(replace(own, x0=self._state))
         attempt = Attempt(problem, self._integrator, grid, self._control, bound, self._options)
-        self._rounds, self._evaluations = self._rounds + attempt.rounds, self._evaluations + attempt.evaluations
-        self._syncs, self._residual = self._syncs + attempt.syncs, torch.maximum(self._residual, attempt.residual)
+        self._spend(attempt.rounds, attempt.evaluations, attempt.syncs)
+        self._residual = torch.maximum(self._residual, attempt.residual)
         held, wanted = attempt.held, attempt.following()
         longer = held > 0 and held == len(attempt.errors) and bound[held - 1]  # than it was, if it could have been
         self._step = max(self._step, wanted) if longer else wanted
@@ -197,9 +197,13 @@ class March:
             save=self._landed() if save == "times" else save,  # type: ignore[arg-type]  # one of its own words
             **self._options,
         )
-        self._rounds, self._evaluations = self._rounds + found.stats.rounds, self._evaluations + found.stats.evaluations
-        self._syncs += found.stats.host_syncs
+        self._spend(found.stats.rounds, found.stats.evaluations, found.stats.host_syncs)
         return replace(found, stats=self._stats())
+
+    def _spend(self, rounds: int, evaluations: int, syncs: int) -> None:
+        """Count what something has cost."""
+        self._rounds, self._evaluations = self._rounds + rounds, self._evaluations + evaluations
+        self._syncs += syncs
 
     def _points(self) -> Tensor:
         """Return all points of the steps."""

@@ -32,12 +32,13 @@ def correct(
         The new state after every node.
     """
     batch, nodes, dims = mapped.shape
+    residual = zeroed(mapped - stale)
     if batch * (nodes * dims) ** 2 <= _WHOLE:
-        return mapped + _carried(zeroed(mapped - stale), at, jacobian)
+        return mapped + _carried(residual, at, jacobian)
     order = at.a.shape[2]
     a, b = at.a.flip(2)[:, :, None], at.b.flip(2)[:, :, None]  # oldest first, as states are
     inputs = None if at.inputs is None else at.inputs.flip(2)[:, :, None]
-    residual, states = zeroed(mapped - stale), torch.empty_like(mapped)
+    states = torch.empty_like(mapped)
     moved = mapped.new_zeros(batch, order + nodes, dims)  # those before the window and its first do not
     field = mapped.new_zeros(batch, order - 1 + nodes, dims)
     for node in range(nodes):

@@ -86,7 +86,7 @@ def evaluate(
         if piece.x.is_inference():  # which does not count its changes
             with torch.inference_mode(mode=False), torch.no_grad():
                 piece = replace(piece, x=piece.x.clone())
-        before = piece.x._version, version(piece.t)
+        before = version(piece.x), version(piece.t)
         try:
             found: tuple[Tensor, Tensor | None]
             found = (problem.output(piece), None) if output else problem.field(piece)
@@ -95,14 +95,14 @@ def evaluate(
                 value, diffusion = value.clone(), None if diffusion is None else diffusion.clone()
             parts.append((value, diffusion))
         except Exception as error:
-            if stop - start == 1 or not out_of_memory(error) or before != (piece.x._version, version(piece.t)):
+            if stop - start == 1 or not out_of_memory(error) or before != (version(piece.x), version(piece.t)):
                 raise
             if piece.x.is_cuda and torch.cuda.is_current_stream_capturing():
                 raise  # here it is the graph that needs more, not the call
             size = limit.halve(stop - start)
         else:
             start = stop
-        if piece.x._version != before[0]:
+        if version(piece.x) != before[0]:
             raise _changed("the states, which are", "x")
         if not piece.cond.intact():
             raise _changed("the conditioning, which is", "c")

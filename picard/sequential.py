@@ -83,8 +83,7 @@ def follow(
     started = time.perf_counter()
     plan, tables = prepared.plan, prepared.tables
     batch, samples = len(x0), list(range(len(x0)))
-    conditioning = Conditioning(prepared.problem.conditioning(), batch)
-    cond = conditioning.of(None, torch.arange(batch, device="cpu"))
+    cond = Conditioning(prepared.problem.conditioning(), batch).of(None, torch.arange(batch, device="cpu"))
     times, c = plan.times.to(tables.times.dtype).tolist(), plan.c.tolist()
     # Values and states take turns, newest first; the field is evaluated before its value is there.
     weights = torch.stack([plan.b, plan.a], 2).flatten(1).tolist()
@@ -92,18 +91,17 @@ def follow(
     if plan.inputs is not None:
         inputs = torch.stack([plan.inputs, torch.zeros_like(plan.inputs)], 2).flatten(1).tolist()
     past = deque([x0.to(prepared.wide, copy=True)], 2 * plan.order)
-    half, size = x0.dtype != prepared.wide, x0.numel()
     sound, unseen = list[Tensor](), list[Tensor]()
     for node in range(plan.nodes):
         rows = Rows(
             tables.times.new_full((batch,), times[node]),  # a new one: models may work on their time in place
-            _sum(inputs[node], past).to(x0.dtype) if half else _sum(inputs[node], past),
+            _sum(inputs[node], past).to(x0.dtype),
             cond,
             None if tables.scales is None else tables.scales[node].expand(batch, 2),
         )
         value, diffusion = evaluate(prepared.problem, rows, max_rows)
         noise = None if prepared.draw is None else prepared.draw(samples, [node] * batch)
-        value = value.to(prepared.wide) if half else value.clone()  # the next call may return the same memory
+        value = value.to(prepared.wide, copy=True)  # the next call may return the same memory
         if diffusion is not None and noise is not None:
             value = kicked(value, diffusion.to(prepared.wide), tables.kick[node] * noise)
         past.appendleft(value)
@@ -112,7 +110,7 @@ def follow(
             after = after + c[node] * noise
         past.appendleft(after)
         unseen += value, after
-        if len(unseen) * size >= _SMALL or node + 1 == plan.nodes:  # small states are looked at together
+        if len(unseen) * x0.numel() >= _SMALL or node + 1 == plan.nodes:  # small states are looked at together
             sound.append(finite(torch.stack(unseen).to(x0.dtype).flatten(2)).all(2))
             unseen.clear()
         trajectory.keep(node + 1, after)

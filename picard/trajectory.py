@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -52,7 +53,6 @@ class Trajectory:
         kept = sorted({*wanted, *more, plan.nodes})
         self.states = x0.expand(len(kept), *x0.shape).clone()
         self._kept = np.array(kept, dtype=np.int64)
-        self._slot_at = {node: slot for slot, node in enumerate(kept)}
         self.slots = np.searchsorted(self._kept, wanted).tolist()
 
     @property
@@ -82,9 +82,14 @@ class Trajectory:
 
     def keep(self, node: int, states: Float[Tensor, "batch *state"]) -> None:
         """Keep the states of all samples at a node, if they are asked for."""
-        slot = self._slot_at.get(node)
+        slot = self._slot_of.get(node)
         if slot is not None:
             self.states[slot] = states.to(self.states.dtype)
+
+    @cached_property
+    def _slot_of(self) -> dict[int, int]:
+        """The slot of every node that is kept."""
+        return {node: slot for slot, node in enumerate(self._kept.tolist())}
 
     def _first(self, node: int) -> int:
         """Return the slot of the first node kept that is not before a node."""
