@@ -175,7 +175,8 @@ class Costates(Trajectory):
 def _guess(forward: Guess, tables: Tables, state: tuple[int, ...]) -> Guess:
     """Extrapolate backward in time if the forward solve does so forward; hold otherwise."""
     if isinstance(forward, Extrapolate):
-        return replace(forward, tables=tables, clock=forward.clock.flip(0))
+        instants = forward.tables.instants.flip(0).to(tables.a.dtype)  # those of the adjoint plan are nodes
+        return replace(forward, tables=replace(tables, instants=instants))
     return Hold(tables, state)
 
 

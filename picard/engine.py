@@ -18,7 +18,6 @@ from picard.device import fetch, send
 from picard.entering import Guess
 from picard.functions import Functions
 from picard.graphs import CudaGraphs
-from picard.hold import Hold
 from picard.jacobian import differentiate
 from picard.linearize import Linearization, Newton
 from picard.plan import Plan
@@ -70,7 +69,7 @@ class Setup:
         x0 = self.problem.x0
         wide = x0.dtype == self.tables.a.dtype  # in half precision, a field is rounded like its states
         convert = self.problem.conversion if wide else None
-        return Form(self.rules, tuple(x0.shape[1:]), isinstance(self.guess, Hold), convert)
+        return Form(self.rules, tuple(x0.shape[1:]), type(self.guess), self.plan.stages, convert)
 
     def asked(self, window: Window) -> NDArray[np.bool_] | None:
         """Say which slots every sample of the window evaluates, shape (batch, nodes); `None` if it is all of them."""

@@ -73,6 +73,8 @@ class Entering(NamedTuple):
     Attributes:
         wanted: number of states wanted.
         history: accepted nodes before a window.
+        begin: first node of the last window, shape (batch, 1).
+        final: last node whose state is wanted, shape (batch, 1); later ones mean nothing.
         end: last node whose state is known, shape (batch, 1).
         slot: where in `known` its state is, shape (batch, 1); in `field` it is that of the node before it.
         known: states of the last window, the history in front, shape (batch, slots, dims); later ones mean nothing.
@@ -85,6 +87,8 @@ class Entering(NamedTuple):
 
     wanted: int
     history: int
+    begin: Int[Tensor, "batch 1"]
+    final: Int[Tensor, "batch 1"]
     end: Int[Tensor, "batch 1"]
     slot: Int[Tensor, "batch 1"]
     known: Float[Tensor, "batch slots dims"]

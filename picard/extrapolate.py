@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from picard.device import send
 from picard.entering import Entering
 from picard.hold import Hold
-from picard.plan import Plan
-from picard.propagate import product
+from picard.propagate import finite, product
 from picard.shapes import Float, Int
-from picard.tables import Tables
 
 _DEGREES = 5  # 0 to 4; two more win 2 % of the rounds on the hard problems
 
@@ -29,101 +25,68 @@ class Extrapolate(Hold):
     prediction is not finite the last value is held.
 
     Attributes:
-        clock: time of every node, shape (nodes,), float64, on the CPU.
         stages: number of nodes a step.
     """
 
-    clock: Tensor
     stages: int
-
-    @classmethod
-    def on(cls, plan: Plan, tables: Tables, state: tuple[int, ...]) -> Extrapolate:
-        """Make the guess for a plan; see `Hold` for the other arguments."""
-        stages = int((plan.step == 0).sum())
-        pace = plan.times[stages:] - plan.times[:-stages]
-        steady = bool((pace > 0).all()) or bool((pace < 0).all())
-        return cls(tables, state, plan.times if steady else torch.arange(plan.nodes, device="cpu").double(), stages)
 
     def ahead(self, entering: Entering, held: Float[Tensor, "batch 1 dims"]) -> Float[Tensor, "batch held dims"]:
         """Return the field values assumed at the new nodes."""
         if entering.diffusion is not None:
             return held
-        places = entering.places
-        first = torch.tensor(places.end, device="cpu")
-        start = (torch.tensor(places.old_begin, device="cpu") - entering.history)[:, None]
-        enough = (first - start[:, 0].clamp_min(0)) // self.stages  # whole steps whose field values are known
-        wanted = torch.tensor(places.begin, device="cpu") + torch.tensor(places.width, device="cpu") - 1 - first
-        distance = torch.minimum(-(-wanted // self.stages), enough - _DEGREES).clamp_min(1)
+        stages, first = self.stages, entering.end
+        start = entering.begin - entering.history  # the node whose field value is the first one known
+        enough = (first - start.clamp_min(0)) // stages  # whole steps whose field values are known
+        distance = torch.minimum((entering.final - first + stages - 1) // stages, enough - _DEGREES).clamp_min(1)
+        stage, step = (torch.arange(count, device=first.device) for count in (stages, _DEGREES))
+        # The latest steps, newest first, to go on from; and steps as far before them as the new nodes lie ahead, from
+        # which to predict the latest.
+        back = torch.stack([step.expand(len(first), -1), step + distance], 1)
+        nodes = (first - stages)[..., None, None] + stage[:, None] - stages * back[:, :, None]
+        slots = (nodes.flatten(1) - start).clamp_min(0)
+        values = entering.field.at(slots).unflatten(1, nodes.shape[1:])
+        new = torch.arange(entering.wanted, device=first.device)
+        times = self._times(torch.cat([nodes.flatten(1), first + new], 1))
+        points, at = times[:, : slots.shape[1]].unflatten(1, nodes.shape[1:]), times[:, slots.shape[1] :, None]
+        latest, earlier = values.unbind(1)
 
-        def at(nodes: Int[Tensor, "batch steps stages"]) -> Float[Tensor, "batch steps stages dims"]:
-            slots = (nodes.flatten(1) - start).clamp_min(0)
-            return entering.field.at(send(slots, held)).unflatten(1, nodes.shape[1:])
-
-        kind = None if len(first) == 1 else _Kinds.of(first, distance)  # a single sample is spared 2 % of a round
-        begun, far = (first, distance) if kind is None else (first[kind.one], distance[kind.one])
-
-        def each(values: Tensor) -> Tensor:
-            return values if kind is None else values[send(kind.every, values)]
-
-        stage, new = torch.arange(self.stages, device="cpu"), torch.arange(entering.wanted, device="cpu")
-        latest = (begun[:, None] - self.stages + stage)[:, None]  # nodes of the latest step
-        past = latest - (torch.arange(_DEGREES, device="cpu") * self.stages)[:, None]
-        source = past - (far * self.stages)[:, None, None]
-        trial = each(send(self._weights(source.transpose(1, 2), latest[:, 0]).to(held.dtype), held))
-        tests = product(trial.flatten(0, 1), at(each(source)).transpose(1, 2).flatten(0, 1))
-        missed = tests.unflatten(0, (len(held), self.stages)) - at(each(latest)).transpose(1, 2)
+        trial = lagrange(points[:, 1, :, None], points[:, 0, :, :1], step)
+        missed = product(trial.flatten(0, 1), earlier.flatten(0, 1)).unflatten(0, (-1, stages)).sub_(latest[:, :, :1])
         score = missed.square().sum((1, 3))
-        tried = torch.arange(1, _DEGREES + 1, device="cpu") + distance[:, None] <= enough[:, None]
-        score = torch.where(send(tried, score) & torch.isfinite(score), score, torch.inf)
-        degree = torch.where(torch.isfinite(score).any(1), score.argmin(1), 0)
+        fits = (step + 1 + distance <= enough) & finite(score)
+        degree = torch.where(fits, score, torch.inf).argmin(1)[:, None, None]  # the first one if none fits
 
-        weights = self._weights(past[..., new % self.stages].transpose(1, 2), begun[:, None] + new)
-        weights = send(weights.to(held.dtype), held).transpose(1, 2).flatten(0, 1)  # of every kind and degree
-        chosen = weights[degree if kind is None else degree + _DEGREES * send(kind.every, held)]
-        own = send((new[:, None] % self.stages == stage).to(held.dtype), held)
-        found = product((chosen[..., None] * own[:, None]).flatten(2), at(each(past)).flatten(1, 2))
-        sound = torch.isfinite(found).flatten(1).all(1) & send(enough > 0, found)
-        return torch.where(sound[:, None, None], found, held)
+        own = (new % stages)[:, None] == stage
+        weights = torch.where(own[..., None], lagrange(points[:, :1], at, degree), 0)
+        found = product(weights.flatten(2), latest.flatten(1, 2))
+        sound = finite(found).flatten(1).all(1, keepdim=True) & (enough > 0)
+        return torch.where(sound[..., None], found, held)
 
-    def _weights(
-        self, source: Int[Tensor, "batch wanted degrees"], wanted: Int[Tensor, "batch wanted"]
-    ) -> Float[Tensor, "batch wanted degrees degrees"]:
-        nodes = len(self.clock)
-        return lagrange(self.clock[source.clamp_min(0)], self.clock[wanted.clamp_max(nodes - 1)])
-
-
-class _Kinds(NamedTuple):
-    """Samples at the same place, which share weights.
-
-    Attributes:
-        one: a sample of every kind, shape (kinds,).
-        every: the kind of every sample, shape (batch,).
-    """
-
-    one: Int[Tensor, " kinds"]
-    every: Int[Tensor, " batch"]
-
-    @staticmethod
-    def of(first: Int[Tensor, " batch"], distance: Int[Tensor, " batch"]) -> _Kinds:
-        kinds, every = torch.unique(first * (distance.amax() + 1) + distance, return_inverse=True)
-        return _Kinds(torch.zeros_like(kinds).scatter(0, every, torch.arange(len(every), device="cpu")), every)
+    def _times(self, nodes: Int[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes"]:
+        """Return times of nodes, from the first one (0) to the last one (1)."""
+        instants = self.tables.instants
+        found = instants[nodes.clamp(0, len(instants) - 1)]
+        since = (found - found[:, :1]).sum(2)
+        return since / since[:, -1:]
 
 
 def lagrange(
-    points: Float[Tensor, "*batch degrees"], at: Float[Tensor, "*batch"]
-) -> Float[Tensor, "*batch degrees degrees"]:
+    points: Float[Tensor, "*#batch degrees"], at: Float[Tensor, "*#batch"], degree: Int[Tensor, "*#batch"]
+) -> Float[Tensor, "*batch degrees"]:
     """Return the weights that extrapolate polynomials through the latest values, by Lagrange's formula.
 
     Args:
         points: times of the known values, newest first.
-        at: the time to extrapolate to.
+        at: the time to extrapolate to, none of those.
+        degree: degree of the polynomial, which goes through one value more.
 
     Returns:
-        `weights[..., q, i]`, the weight of value i in the polynomial of degree q through the q + 1 newest values; not
-        finite where times coincide.
+        The weight of every value; not finite where times coincide.
     """
-    count = points.shape[-1]
-    ratio = (at[..., None, None] - points[..., None, :]) / (points[..., :, None] - points[..., None, :])
-    square = torch.ones(count, count, dtype=torch.bool, device=points.device)
-    weights = torch.where(square.triu().tril(), 1, ratio).cumprod(-1).transpose(-1, -2)
-    return torch.where(square.tril(), weights, 0)
+    count = torch.arange(points.shape[-1], device=points.device)
+    used = count <= degree[..., None]
+    gaps = points[..., :, None] - points[..., None, :]
+    scale = torch.where(used[..., None, :] & (count[:, None] != count), gaps, 1).prod(-1)
+    ahead = at[..., None] - points
+    whole = torch.where(used, ahead, 1).prod(-1, keepdim=True)
+    return torch.where(used, whole / (ahead * scale), 0)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from picard.advance import Advance, Evaluated, Rules, advance
-from picard.entering import Guess
 from picard.errors import InvalidProblemError, NotSupportedError, check_names, describe
 from picard.tables import Coefficients
 from picard.whole import Form, Whole, whole_round
@@ -28,16 +27,15 @@ class Functions:
         key: what their code depends on, and whether it is compiled.
     """
 
-    def __init__(self, form: Form, guess: Guess, options: Mapping[str, Any] | None, key: object) -> None:
+    def __init__(self, form: Form, options: Mapping[str, Any] | None, key: object) -> None:
         """Prepare; nothing is compiled before the first call.
 
         Args:
             form: what the code depends on.
-            guess: what new nodes start from.
             options: keyword arguments of `torch.compile`; `None` for plain functions.
             key: of all these.
         """
-        self.form, self.slides, self.key = form, Form.takes(guess), key
+        self.form, self.slides, self.key = form, form.slides, key
         part, whole = partial(_advance, form.rules), partial(whole_round, form)
         self.advance = part if options is None else _compile(part, {"dynamic": True, **options})
         self.whole: Callable[..., tuple[Whole, Asks]] = whole if options is None else _compile(whole, options)
@@ -49,14 +47,11 @@ def _advance(rules: Rules, at: Coefficients, state: State, found: Evaluated) -> 
     return advance(rules, at, state, evaluated, full=False)
 
 
-def functions_of(
-    form: Form, guess: Guess, options: bool | Mapping[str, Any], *, plain: bool = False
-) -> Functions | None:
+def functions_of(form: Form, options: bool | Mapping[str, Any], *, plain: bool = False) -> Functions | None:
     """Return the functions of a solve, those compiled before if there was one like it.
 
     Args:
         form: what their code depends on.
-        guess: what new nodes start from.
         options: whether to compile, or keyword arguments of `torch.compile`.
         plain: whether plain functions are wanted where nothing is compiled; otherwise `None` is returned.
 
@@ -64,18 +59,18 @@ def functions_of(
         InvalidProblemError: if the options are neither.
     """
     if options is False:
-        return Functions(form, guess, None, (form, type(guess), None)) if plain else None
+        return Functions(form, None, (form, None)) if plain else None
     if not isinstance(options, Mapping) and options is not True:
         msg = f"compile must be True, False or keyword arguments of torch.compile; given {describe(options)}"
         raise InvalidProblemError(msg)
     options = {} if options is True else check_names("compile", options, 'compile={"mode": "max-autotune"}')
-    key = form, type(guess), repr(sorted(options.items()))
+    key = form, repr(sorted(options.items()))
     try:
         known = _MADE.get(key)
     except TypeError:  # a rule of the user's that has no hash
-        return Functions(form, guess, options, key)
+        return Functions(form, options, key)
     if known is None:
-        known = _MADE[key] = Functions(form, guess, options, key)
+        known = _MADE[key] = Functions(form, options, key)
     return known
 
 

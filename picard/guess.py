@@ -67,7 +67,7 @@ def resolve_guess(
     if isinstance(given, str) and given in GUESSES:
         smooth = given == "extrapolate" and not noisy
         eager = given == "eager" and plan.yardstick is not None
-        return Extrapolate.on(plan, tables, state) if smooth else Hold(tables, state, eager=eager)
+        return Extrapolate(tables, state, plan.stages) if smooth else Hold(tables, state, eager=eager)
     if isinstance(given, Expected):
         return given.along(plan, tables, x0, wide)
     trajectory = given.ys if isinstance(given, Solution) else given

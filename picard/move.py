@@ -42,6 +42,8 @@ def open_windows(setup: Setup, x: Float[Tensor, "batch dims"], ring: Ring | None
         state.nodes(),
         state.history(),
         first,
+        first + state.nodes() - 1,
+        first,
         first + state.history(),
         known,
         Linearized(torch.cat([state.past, state.values], 1), state.slope, None),

@@ -120,6 +120,11 @@ class Plan:
         """Number of grid steps."""
         return int(self.step[-1]) + 1
 
+    @property
+    def stages(self) -> int:
+        """Number of nodes of the first step."""
+        return int((self.step == 0).sum())
+
     @cached_property
     def grid_nodes(self) -> Tensor:
         """Index of the state at every grid point, the first node of every step and then `nodes`; shape (steps + 1,)."""

@@ -52,8 +52,11 @@ def slide(
     before = torch.arange(-1, history + nodes, device=stride.device) + stride[:, None]
     last = usable + history - 1
     if count:
-        end = state.begin[:, None] + usable
-        entering = Entering(count, history, end, last, known, step.field, noise, found.diffusion, found.kick, places)
+        begin, final = state.begin[:, None], (state.begin + stride + width)[:, None] - 1
+        field, diffusion, kick = step.field, found.diffusion, found.kick
+        entering = Entering(
+            count, history, begin, final, begin + usable, last, known, field, noise, diffusion, kick, places
+        )
         z = _followed(known, guess(entering), before, last)
     else:
         z = take(known, before.clamp_max(known.shape[1] - 1))

@@ -93,8 +93,8 @@ def solve(
             last round in a round of their own, beyond `max_rounds`, too.
         sync_every: rounds the device runs before the host reads what they found. More than one keep a GPU busy, which
             otherwise waits for the host once a round; up to so many rounds less one are evaluated past the end, and a
-            callback is called as late. Noise and states of as many more windows are held. Needs the guess `"hold"`,
-            `"eager"` or `"copy"`; not with certificates or `"newton"`, or where evaluations are left out.
+            callback is called as late. Noise and states of as many more windows are held. Needs a guess given by name;
+            not with certificates or `"newton"`, or where evaluations are left out.
         compile: whether to compile what a round does outside the model, or keyword arguments of `torch.compile` for it.
             The first solve of a kind then takes up to a minute longer, later ones less time, which counts where the
             model takes a few milliseconds. The model is left as it is. Rounds that certify, leave out evaluations or
@@ -148,13 +148,13 @@ def solve(
     )
     graphs = resolve_graphs(cuda_graph, prepared.problem, window, max_rows)
     alone = sync_every > 1 or graphs is not None  # whether the device decides by itself
-    functions = functions_of(setup.form, start, compile, plain=alone) if setup.pure else None
+    functions = functions_of(setup.form, compile, plain=alone) if setup.pure else None
     if alone and (functions is None or not functions.slides):
         given = f"cuda_graph={cuda_graph}" if graphs is not None else f"sync_every={sync_every}"
         msg = (
-            f"{given} leaves decisions to the device, which it can take with the guesses 'hold', 'eager' and 'copy', "
-            "without a certificate or linearization='newton', and where no evaluations are left out (NoiseRatio above "
-            f"0.1 does): choose these, or leave {given.partition('=')[0]} out"
+            f"{given} leaves decisions to the device, which it can take with guesses given by name, without a "
+            "certificate or linearization='newton', and where no evaluations are left out (NoiseRatio above 0.1 "
+            f"does): choose these, or leave {given.partition('=')[0]} out"
         )
         raise NotSupportedError(msg)
     # There are no more rounds than nodes.

@@ -38,6 +38,8 @@ class Tables:
     """A plan's coefficients on the state's device, in the dtype of the computation.
 
     The yardstick is that of the node after, by which the state after a node is judged; the last node's is its own.
+    Instants are the times of nodes, or their indices where a stage's times do not go one way, as sums of two numbers:
+    differences of times are so as exact as the dtype allows.
     """
 
     a: Tensor
@@ -46,6 +48,7 @@ class Tables:
     factor: Tensor
     kick: Tensor
     times: Tensor
+    instants: Tensor
     yardstick: Tensor | None
     scales: Tensor | None
     inputs: Tensor | None
@@ -71,6 +74,7 @@ class Tables:
             factor=move(torch.cat([plan.factor, _inverse(plan.factor[:, 1:], like.dtype)], 1)),
             kick=move(plan.kick),
             times=plan.times.to(time_dtype).to(like.device),
+            instants=move(_instants(plan, like.dtype)),
             yardstick=None if plan.yardstick is None else move(after(plan.yardstick)),
             scales=None if plan.scales is None else move(plan.scales),
             inputs=None if plan.inputs is None else move(plan.inputs),
@@ -103,6 +107,15 @@ def _inverse(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Invert what has an inverse in a dtype's range, and make the rest zero."""
     usable = values.abs() > 1 / torch.finfo(dtype).max
     return torch.where(usable, 1 / torch.where(usable, values, 1), 0)
+
+
+def _instants(plan: Plan, dtype: torch.dtype) -> Float[Tensor, "nodes 2"]:
+    """Split times into what a dtype holds and what it leaves."""
+    pace = plan.times[plan.stages :] - plan.times[: -plan.stages]
+    steady = bool((pace > 0).all()) or bool((pace < 0).all())
+    times = plan.times if steady else torch.arange(plan.nodes, device="cpu").double()
+    held = times.to(dtype).double()
+    return torch.stack([held, times - held], 1)
 
 
 def after(values: Float[Tensor, " nodes"]) -> Float[Tensor, " nodes"]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from picard.advance import Evaluated, Rules, advance
 from picard.convert import Conversion
 from picard.entering import Guess, Places
+from picard.extrapolate import Extrapolate
 from picard.guess import Copy
 from picard.hold import Hold
 from picard.problem import Problem
@@ -32,19 +33,27 @@ class Form:
     Attributes:
         rules: how states are corrected and accepted.
         shape: shape of one state.
-        holds: whether new nodes start from held values; otherwise they start from copies.
+        guess: kind of the guess that new nodes start from.
+        stages: number of nodes of a step.
         convert: how the field follows from the network's output, if that is what a round is given.
     """
 
     rules: Rules
     shape: tuple[int, ...]
-    holds: bool
+    guess: type
+    stages: int
     convert: Conversion | None
 
-    @staticmethod
-    def takes(guess: Guess) -> bool:
-        """Say whether a guess needs nothing from the host."""
-        return type(guess) in (Hold, Copy)
+    @property
+    def slides(self) -> bool:
+        """Whether the guess needs nothing from the host."""
+        return self.guess in (Extrapolate, Hold, Copy)
+
+    def begin(self, tables: Tables) -> Guess:
+        """Make the guess."""
+        if self.guess is Extrapolate:
+            return Extrapolate(tables, self.shape, self.stages)
+        return Hold(tables, self.shape) if self.guess is Hold else Copy()
 
 
 class Given(NamedTuple):
@@ -134,7 +143,7 @@ def whole_round(
         step,
         step.stride,
         torch.minimum(limit, total - state.begin - step.stride).clamp(0, state.nodes()),
-        Hold(tables, form.shape) if form.holds else Copy(),
+        form.begin(tables),
         nodes=state.nodes(),
         count=state.nodes(),
         unsound=True,

@@ -49,9 +49,7 @@ def compare(name: str, backend: str) -> dict[str, Any]:
     counters = torch._dynamo.utils.counters
     counters.clear()
     found = [picard.solve(make(), grid, **options, compile={"backend": backend}) for _ in range(2)]
-    everything = list(found)
-    if name != "polynomial":  # what the device can decide
-        everything.append(picard.solve(make(), grid, **options, compile={"backend": backend}, sync_every=3))
+    everything = [*found, picard.solve(make(), grid, **options, compile={"backend": backend}, sync_every=3)]
     scale = float(plain.ys.abs().max())
     return {
         "difference": max(float((one.ys - plain.ys).abs().max()) for one in everything) / scale,

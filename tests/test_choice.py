@@ -205,7 +205,7 @@ def test_compiled_rounds_are_measured_apart(clocked: Callable[..., Clocked], mon
     monkeypatch.setattr(choice, "measure_step", note)
     picard.solve(ode(clocked(pendulum_drift, lambda rows: 1.0)), times(20), method="euler", window="auto")
     (plain,) = seen
-    other = replace(plain, functions=functions_of(plain.form, plain.guess, True))
+    other = replace(plain, functions=functions_of(plain.form, True))
     assert latency.known_latency(plain, 1) is latency.known_latency(plain, 1)
     assert latency.known_latency(plain, 1) is not latency.known_latency(other, 1)
 

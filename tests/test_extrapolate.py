@@ -11,7 +11,7 @@ from torch import Tensor
 
 import picard
 from picard.entering import Entering, Linearized, Places
-from picard.extrapolate import Extrapolate, _Kinds, lagrange
+from picard.extrapolate import Extrapolate, lagrange
 from picard.plan import Plan
 from picard.prepare import prepare
 from tests.problems import F64, diffusion, pendulum, sde, start, times
@@ -41,6 +41,8 @@ def ahead(values: Callable[[Plan], Tensor], method: str, count: int, grid: Tenso
     entering = Entering(
         wanted=count,
         history=history,
+        begin=torch.zeros_like(end),
+        final=end + min(count, prepared.plan.nodes - known) - 1,
         end=end,
         slot=end + history - 1,
         known=torch.zeros_like(past),
@@ -50,7 +52,7 @@ def ahead(values: Callable[[Plan], Tensor], method: str, count: int, grid: Tenso
         kick=None,
         places=Places([0, 0], [known] * 2, [known] * 2, [min(count, plan.nodes - known)] * 2, [0, 1]),
     )
-    guess = Extrapolate.on(plan, prepared.tables, (2,))
+    guess = Extrapolate(prepared.tables, (2,), plan.stages)
     held = past[:, -1:]
     return guess.ahead(entering, held), given[:, known : known + count], held.expand(-1, count, -1)
 
@@ -99,7 +101,7 @@ def test_little_history_is_enough(known: int, method: str) -> None:
 
 def test_weights_are_those_of_lagrange() -> None:
     points, at = torch.tensor([3.0, 2.5, 1.0, 0.0], dtype=F64), torch.tensor(4.0, dtype=F64)
-    weights = lagrange(points, at)
+    weights = lagrange(points, at, torch.arange(4))
     for degree in range(4):
         for power in range(degree + 1):
             torch.testing.assert_close(weights[degree] @ points**power, at**power)
@@ -148,14 +150,6 @@ def test_it_costs_fewer_rounds_on_a_smooth_equation() -> None:
         for guess in ("extrapolate", "hold", "copy")
     }
     assert rounds["extrapolate"] <= 0.7 * rounds["hold"] <= 0.7 * rounds["copy"]
-
-
-def test_samples_at_the_same_place_share_weights() -> None:
-    first, distance = torch.tensor([7, 3, 7, 3, 9]), torch.tensor([1, 2, 1, 1, 2])
-    kinds = _Kinds.of(first, distance)
-    assert len(kinds.one) == 4
-    assert torch.equal(first[kinds.one][kinds.every], first)
-    assert torch.equal(distance[kinds.one][kinds.every], distance)
 
 
 @each_method

@@ -25,12 +25,11 @@ from tests.problems import (
     times,
 )
 
-AHEAD = [name for name in CASES if name != "polynomial"]
 each_count = pytest.mark.parametrize("count", [2, 3, 7])
 
 
 @each_count
-@pytest.mark.parametrize("name", AHEAD)
+@pytest.mark.parametrize("name", CASES)
 def test_the_same_solve_with_fewer_waits(name: str, count: int) -> None:
     make, grid, options = CASES[name]
     plain = picard.solve(make(), grid, **options)
@@ -142,7 +141,7 @@ def test_a_traced_scheduler_samples_the_same(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"guess": "extrapolate"}, {"certify": True, "guess": "hold"}, {"guess": torch.zeros(41, 2, 2, dtype=F64)}],
+    [{"linearization": "newton"}, {"certify": True}, {"guess": torch.zeros(41, 2, 2, dtype=F64)}],
     ids=", ".join,
 )
 def test_what_takes_the_host_is_refused(options: dict[str, Any]) -> None:
