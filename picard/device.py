@@ -55,7 +55,7 @@ def check_data(name: str, values: Tensor) -> None:
 
 def take(source: Tensor, slots: Tensor) -> Tensor:
     """Take slots of every sample: (batch, slots, ...) and (batch, wanted) to (batch, wanted, ...)."""
-    if len(source) == 1:
+    batch = source.shape[0]
+    if batch == 1:
         return source.index_select(1, slots[0])  # the same, in a third of the time
-    batch = torch.arange(len(source), device=source.device)[:, None]
-    return source[batch, slots]
+    return source[torch.arange(batch, device=source.device)[:, None], slots]

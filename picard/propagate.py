@@ -33,12 +33,13 @@ def step_map(
     """
     nodes, order = a.shape[1:]
     newest = slice(order - 1, order - 1 + nodes)
-    after = a[:, :, 0, None] * z[:, newest]
+    of_states, of_values = (table[:, :, None].unbind(3) for table in (a, b))
+    after = of_states[0] * z[:, newest]
     for p in range(order):
         past = slice(order - 1 - p, order - 1 - p + nodes)
         if p > 0:
-            after.addcmul_(a[:, :, p, None], z[:, past])
-        after.addcmul_(b[:, :, p, None], values[:, past])
+            after.addcmul_(of_states[p], z[:, past])
+        after.addcmul_(of_values[p], values[:, past])
     return after if c is None or noise is None else after.addcmul_(c[:, :, None], noise)
 
 
@@ -63,24 +64,24 @@ def weights(
         return a + (b[:, :, 0] * slope)[..., None] * inputs
     if history == 0:
         return torch.addcmul(a, b, slope[..., None])
-    nodes = a.shape[1]
     slope = torch.cat([slope.new_zeros(len(slope), history), slope], 1)
-    return torch.stack(
-        [a[:, :, p] + b[:, :, p] * slope[:, history - p : history - p + nodes] for p in range(history + 1)], 2
-    )
+    return torch.addcmul(a, b, slope.unfold(1, history + 1, 1).flip(2))
 
 
 def _system(weights: Float[Tensor, "batch nodes order"]) -> Float[Tensor, "batch nodes nodes"]:
-    """Write the banded system `y[m] - sum_p weights[m, p] y[m-1-p] = r[m]`; its diagonal is one, whatever stands there.
+    """Write the banded system `y[m] - sum_p weights[m, p] y[m-1-p] = r[m]`, as far as it is below the diagonal.
+
+    The diagonal is one, and above it are zeros, whatever stands there.
 
     Args:
         weights: `weights[:, m, p]` multiplies the unknown p + 1 places before m; those before place 0 are dropped.
     """
-    nodes, order = weights.shape[1:]
-    system = torch.diag_embed(-weights[:, 1:, 0], -1)
-    for p in range(1, min(order, nodes - 1)):
-        system.diagonal(-1 - p, 1, 2).copy_(-weights[:, 1 + p :, p])
-    return system
+    nodes = weights.shape[1]
+    band = -weights[:, :, :nodes].flip(2)
+    order = band.shape[2]
+    # In rows one longer than those of the system, what stands in a column is one farther right from row to row.
+    rows = torch.nn.functional.pad(band, (0, nodes + 1 - order)).flatten(1)
+    return rows[:, order : order + nodes**2].unflatten(1, (nodes, nodes))
 
 
 def _few(columns: int, nodes: int) -> bool:
@@ -91,10 +92,11 @@ def _few(columns: int, nodes: int) -> bool:
 def _solved(
     weights: Float[Tensor, "batch nodes order"], right: Float[Tensor, "batch nodes columns"]
 ) -> Float[Tensor, "batch nodes columns"]:
-    """Solve `y[m] - sum_p weights[m, p] y[m-1-p] = r[m]` for few columns; `right` may be overwritten."""
+    """Solve `y[m] - sum_p weights[m, p] y[m-1-p] = r[m]` for few columns."""
     nodes, order = weights.shape[1:]
     if torch.compiler.is_compiling() or len(right) * nodes**2 <= _WRITTEN:
         return torch.linalg.solve_triangular(_system(weights), right, upper=False, unitriangular=True)
+    right = right.clone()
     for node in range(1, nodes):
         for p in range(min(order, node)):
             right[:, node].addcmul_(weights[:, node, p, None], right[:, node - 1 - p])
@@ -140,10 +142,8 @@ def correct(
     residual = zeroed(mapped - z)
     if not _few(mapped.shape[2], nodes):
         return mapped.baddbmm_(response(weights).tril(-1), residual)  # in place: see `product`
-    carried = torch.zeros_like(mapped)  # (inverse - I) r solves the system with what the residuals r carry on
-    for p in range(min(weights.shape[2], inner)):
-        carried[:, 1 + p :].addcmul_(weights[:, 1 + p :, p, None], residual[:, : inner - p])
-    return mapped + _solved(weights, carried)
+    residual[:, -1] = 0
+    return mapped + (_solved(weights, residual) - residual)
 
 
 def product(
