@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,8 +108,7 @@ class Attempt:
     def _watch(self, info: RoundInfo) -> bool:
         """Keep what a round has found, and say whether to end."""
         self._points.store(info.samples, info.begin, info.stride, info.states.flatten(2))
-        field = cast("Tensor", info.field())  # the usual guess of an ODE leaves the slide to the host
-        self._fields.store(info.samples, [first - 1 for first in info.begin], info.stride, field.flatten(2))
+        self._fields.store(info.samples, [first - 1 for first in info.begin], info.stride, info.field().flatten(2))
         gone = set(range(self._batch)).difference(info.samples)
         known = min(info.converged)
         self._judge(known - 1 if len(self._weights) > self._stages else known)

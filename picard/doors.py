@@ -15,7 +15,7 @@ from picard.shapes import Float
 from picard.solution import Solution, Status
 
 SOLVER_OPTIONS: tuple[str, ...] = ("window", "max_rows", "max_rounds", "tolerance", "linearization", "guess")
-SOLVER_OPTIONS += ("callback", "progress", "throw")
+SOLVER_OPTIONS += ("sync_every", "compile", "cuda_graph", "callback", "progress", "throw")
 
 
 def check_options(given: Mapping[str, Any] | None, known: Sequence[str], name: str) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class Setup:
     functions: Functions | None = None  # only where it is pure
     sync_every: int = 1
     graphs: CudaGraphs | None = None  # only with functions that slide
+    tells: bool = False  # whether a callback may ask for the field
 
     @property
     def rules(self) -> Rules:
@@ -69,7 +70,7 @@ class Setup:
         x0 = self.problem.x0
         wide = x0.dtype == self.tables.a.dtype  # in half precision, a field is rounded like its states
         convert = self.problem.conversion if wide else None
-        return Form(self.rules, tuple(x0.shape[1:]), type(self.guess), self.plan.stages, convert)
+        return Form(self.rules, tuple(x0.shape[1:]), type(self.guess), self.plan.stages, self.tells, convert)
 
     def asked(self, window: Window) -> NDArray[np.bool_] | None:
         """Say which slots every sample of the window evaluates, shape (batch, nodes); `None` if it is all of them."""

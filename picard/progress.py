@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -41,16 +41,15 @@ class RoundInfo:
     rows: int
     change: Tensor
     states: Tensor
-    _field: Linearized | None = field(repr=False)
+    _field: Linearized | None = field(repr=False)  # `None` only where rounds are timed
 
-    def field(self) -> Tensor | None:
+    def field(self) -> Tensor:
         """Work out the field at the nodes, at their new states as far as the round can tell.
 
         Returns:
-            Its values, shape (samples, nodes, *state), likewise; `None` where rounds slide their windows on by
-            themselves: with `sync_every`, `cuda_graph`, or `compile` where the guess allows it.
+            Its values, shape (samples, nodes, *state), likewise.
         """
-        return None if self._field is None else self._field.nodes().unflatten(2, self.states.shape[2:])
+        return cast("Linearized", self._field).nodes().unflatten(2, self.states.shape[2:])
 
 
 Callback = Callable[[RoundInfo], object]

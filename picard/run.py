@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from picard.advance import Advance
+from picard.conditioning import map_tensors
 from picard.device import send
 from picard.engine import Outcome, Setup, call_model
 from picard.errors import NonFiniteError, NotSupportedError
@@ -105,12 +106,14 @@ class Run:
             self.residual[sample] = max(self.residual[sample], outcome.residual[i])
             if outcome.usable[i] == 0:
                 self.status[sample] = Status.NON_FINITE
-        if self.callback is None and not logger.isEnabledFor(logging.DEBUG):
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("round %d: %d rows, converged %s", self.rounds, outcome.rows, self._steps())
+        if self.callback is None:
             return None
-        change, states = step.change, step.states
+        change, states, field = step.change, step.states, step.field
         if self.setup.graphs is not None:  # which write the next ones there
-            change, states = change.clone(), states.clone()
-        info = RoundInfo(
+            change, states, field = map_tensors((change, states, field), torch.clone)
+        return RoundInfo(
             round=self.rounds,
             samples=tuple(window.samples),
             begin=tuple(window.begin),
@@ -121,10 +124,8 @@ class Run:
             rows=outcome.rows,
             change=change,
             states=states.unflatten(2, self.setup.problem.x0.shape[1:]),
-            _field=step.field if isinstance(step, Advance) else None,
+            _field=field,
         )
-        logger.debug("round %d: %d rows, converged %s", info.round, info.rows, info.converged)
-        return info
 
     def _claim(self, outcome: Outcome) -> None:
         """Hand what was accepted to the certifier, unless the tolerance has certified it already."""

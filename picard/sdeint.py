@@ -84,7 +84,8 @@ def sdeint(
         dt_min: not used, as for all fixed steps.
         options: `rows=True` if f and g take rows themselves, t (rows,) and y (rows, d), which gives every sample its
             own window; and of `solve`: `window`, `max_rows`, `max_rounds`, `tolerance`, `linearization`, `guess`,
-            `callback`, `progress`, `throw`; with `throw=False` the states after a failure are NaN.
+            `sync_every`, `compile`, `cuda_graph`, `callback`, `progress`, `throw`; with `throw=False` the states after
+            a failure are NaN.
         names: names of the methods of `sde`, by `drift`, `diffusion` or `drift_and_diffusion`.
         logqp: not supported.
         extra: not supported.

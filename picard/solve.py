@@ -145,6 +145,7 @@ def solve(
         most,
         Certifier(prepared.problem, plan, prepared.tables) if certified else None,
         thinning(plan, rule, slopes, start, len(prepared.problem.x0)),
+        tells=callback is not None,
     )
     graphs = resolve_graphs(cuda_graph, prepared.problem, window, max_rows)
     alone = sync_every > 1 or graphs is not None  # whether the device decides by itself

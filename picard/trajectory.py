@@ -72,9 +72,9 @@ class Trajectory:
         if len(samples) == 1:  # the same, in a third of the time
             first, stop = self._first(begin[0] + 1), self._first(begin[0] + 1 + stride[0])
             if first < stop:
-                place = send(self._kept[first:stop] - begin[0] - 1, states)
-                found = states[0].index_select(0, place).to(self.states.dtype)
-                self.states[first:stop, samples[0]] = found.unflatten(1, self.states.shape[2:])
+                places = send(self._kept[first:stop] - begin[0] - 1, states)
+                accepted = states[0].index_select(0, places).to(self.states.dtype)
+                self.states[first:stop, samples[0]] = accepted.unflatten(1, self.states.shape[2:])
             return
         after = np.array(begin, dtype=np.int64) + 1  # first node accepted
         first, stop = np.searchsorted(self._kept, [after, after + stride])  # slots to fill

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from picard.advance import Evaluated, Rules, advance
 from picard.convert import Conversion
-from picard.entering import Guess, Places
+from picard.entering import Guess, Linearized, Places
 from picard.extrapolate import Extrapolate
 from picard.guess import Copy
 from picard.hold import Hold
@@ -35,6 +35,7 @@ class Form:
         shape: shape of one state.
         guess: kind of the guess that new nodes start from.
         stages: number of nodes of a step.
+        tells: whether somebody wants to know the field.
         convert: how the field follows from the network's output, if that is what a round is given.
     """
 
@@ -42,6 +43,7 @@ class Form:
     shape: tuple[int, ...]
     guess: type
     stages: int
+    tells: bool
     convert: Conversion | None
 
     @property
@@ -87,6 +89,7 @@ class Whole(NamedTuple):
         sound: whether the field at the first node is finite, shape (batch,).
         read: what the host reads, see `Advance.read`.
         state: the windows slid on.
+        field: the field at the new states, if somebody wants to know.
     """
 
     states: Float[Tensor, "batch nodes dims"]
@@ -94,6 +97,7 @@ class Whole(NamedTuple):
     sound: Bool[Tensor, " batch"]
     read: Float[Tensor, "batch 3"]
     state: State
+    field: Linearized | None
 
 
 def asks_of(form: Form, given: Given, state: State, limit: Int[Tensor, " batch"]) -> Asks:
@@ -151,7 +155,7 @@ def whole_round(
         places=_NOWHERE,
     )
     sound = torch.isfinite(found.values[:, state.history()]).all(1)
-    after = Whole(step.states, step.change, sound, step.read(), following)
+    after = Whole(step.states, step.change, sound, step.read(), following, step.field if form.tells else None)
     return after, asks_of(form, given, following, limit)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,6 +61,27 @@ def compare(name: str, backend: str) -> dict[str, Any]:
     }
 
 
+def march(backend: str) -> dict[str, Any]:
+    """Choose steps both ways, and through the door of torchdiffeq."""
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    problem, grid, compiler = pendulum(), times(2), {"backend": backend}
+    with torch.no_grad():
+        plain, compiled = (picard.adaptive(problem, grid, window=24, compile=given) for given in (False, compiler))
+        doors = [
+            picard.odeint(problem.drift, problem.x0, grid, rtol=1e-6, options={"rows": True, "window": 24, **more})
+            for more in ({}, {"compile": compiler})
+        ]
+    gaps = [(one - other).abs().max() for one, other in ((compiled.ys, plain.ys), doors)]
+    return {
+        "difference": float(max(gaps)),
+        "counts": [(one.stats.rounds, one.stats.evaluations, one.converged) for one in (plain, compiled)],
+        "graphs": counters["stats"]["unique_graphs"],
+        "breaks": sum(counters["graph_break"].values()),
+    }
+
+
 def plan_actions(family: str, backend: str) -> dict[str, Any]:
     """Let a policy plan both ways, twice each."""
     from picard.adapters import parallelize
@@ -84,12 +107,16 @@ def plan_actions(family: str, backend: str) -> dict[str, Any]:
 
 
 POLICIES = {"policy": "unet-global", "inpainting": "unet-inpaint"}
+OTHERS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "steps": march,
+    **{name: partial(plan_actions, family) for name, family in POLICIES.items()},
+}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     backend, *chosen = sys.argv[1:]
     found = {
-        name: plan_actions(POLICIES[name], backend) if name in POLICIES else compare(name, backend)
-        for name in chosen or (*CASES, *POLICIES)
+        name: OTHERS[name](backend) if name in OTHERS else compare(name, backend)
+        for name in chosen or (*CASES, *OTHERS)
     }
     sys.stdout.write(json.dumps(found) + "\n")

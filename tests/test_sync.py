@@ -73,6 +73,23 @@ def test_rows_that_ran_before_a_callback_ended_the_solve_are_counted() -> None:
     assert solution.stats.evaluations == sum(model.rows)
 
 
+@each_count
+def test_a_callback_is_told_the_same_field(count: int) -> None:
+    told: list[list[torch.Tensor]] = []
+    for every in (1, count):
+        fields: list[torch.Tensor] = []
+
+        def note(info: RoundInfo, fields: list[torch.Tensor] = fields) -> None:
+            rows = zip(info.field(), info.stride, strict=True)
+            fields.append(torch.cat([row[:accepted] for row, accepted in rows]).clone())
+
+        options: dict[str, Any] = {"method": "rk4", "window": 16, "sync_every": every, "callback": note}
+        picard.solve(pendulum(), times(40), **options)
+        told.append(fields)
+    for one, other in zip(*told, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
 def test_rounds_are_not_exceeded() -> None:
     solution = picard.solve(diffusion(), 50, method="ddpm", window=10, sync_every=4, max_rounds=5, throw=False)
     assert solution.stats.rounds == 5
