@@ -13,7 +13,7 @@ from picard.prepare import Prepared
 from picard.problem import Problem
 from picard.solution import Solution
 
-_LARGEST = 256
+LARGEST = 256
 _GAIN = 0.9  # predictions err by some 15 %, so this much less than the sequential time must be promised
 _KNOWN_GAIN = 0.97  # of what solves took, that is enough
 
@@ -103,7 +103,7 @@ def _choose(setup: Setup, prepared: Prepared, forecast: Forecast, gap: int, *, w
         larger = [size * factor for factor in (2, 4, 8) if size * factor <= largest]
         return all(forecast.at_best(each) >= best for each in larger)
 
-    largest = min(_LARGEST if window else setup.window, nodes)
+    largest = min(LARGEST if window else setup.window, nodes)
     measured = [each for each in known.rounds if each <= largest]
     while not (window and measured and hopeless(measured[-1])):
         size = 2 * measured[-1] if measured else 4

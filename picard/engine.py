@@ -20,6 +20,7 @@ from picard.functions import Functions
 from picard.graphs import CudaGraphs
 from picard.jacobian import differentiate
 from picard.linearize import Linearization, Newton
+from picard.newton import whole
 from picard.plan import Plan
 from picard.problem import Problem
 from picard.propagate import finite
@@ -62,14 +63,24 @@ class Setup:
     @property
     def pure(self) -> bool:
         """Whether a round, but for the model's call, is made of functions of tensors that could be compiled."""
-        return self.certifier is None and self.thinning is None and not isinstance(self.linearization, Newton)
+        return self.certifier is None and self.thinning is None
+
+    @property
+    def columns(self) -> int:
+        """Rows of a model call for every node: Newton's method asks for every number of the state."""
+        return self.problem.x0[0].numel() if isinstance(self.linearization, Newton) else 1
+
+    def compiles(self, window: int) -> bool:
+        """Say whether compiling rounds of such windows pays: not where Newton's systems are solved node after node."""
+        return self.columns == 1 or whole(len(self.problem.x0), window, self.columns)
 
     @property
     def form(self) -> Form:
         """What the code of a whole round depends on."""
         x0 = self.problem.x0
-        wide = x0.dtype == self.tables.a.dtype  # in half precision, a field is rounded like its states
-        convert = self.problem.conversion if wide else None
+        # In half precision, a field is rounded like its states; and Newton's method differentiates the whole of it.
+        apart = x0.dtype == self.tables.a.dtype and not isinstance(self.linearization, Newton)
+        convert = self.problem.conversion if apart else None
         return Form(self.rules, tuple(x0.shape[1:]), type(self.guess), self.plan.stages, self.tells, convert)
 
     def asked(self, window: Window) -> NDArray[np.bool_] | None:
@@ -120,7 +131,7 @@ def run_round(setup: Setup, window: Window) -> Outcome:
     """Evaluate the window in one model call, propagate, and find what can be accepted."""
     index, functions, asked = window.index(), setup.functions, setup.asked(window)
     rows = rows_of(index, asked) + (0 if setup.certifier is None else setup.certifier.claims)
-    rows *= window.state.z.shape[2] if isinstance(setup.linearization, Newton) else 1
+    rows *= setup.columns
     found = _evaluate(setup, window, index, asked)
     aside = None
     if setup.certifier is not None or setup.thinning is not None:
@@ -162,10 +173,8 @@ def _evaluate(
     noise = None if window.ring is None else window.ring.at(index)
     jacobian = None
     if isinstance(setup.linearization, Newton):
-        kick = None
-        if noise is not None and setup.problem.noise_in_field:
-            kick = picked(setup.tables.kicks(index, noise).flatten(0, 1), place)
-        value, diffusion, jacobian = _differentiate(setup, z, node, sample, arrangement, kick)
+        state, kick = z.to(setup.problem.x0.dtype), kicks_of(setup, index, noise, place)
+        value, diffusion, jacobian = differentiate_rows(setup, state, node, sample, arrangement, kick)
     else:
         value, diffusion = call_model(setup, z, node, sample, arrangement)
     if setup.certifier is not None and claim is not None:
@@ -201,14 +210,32 @@ def call_model(
     return evaluate(setup.problem, _rows(setup, z, node, sample, arrangement), setup.max_rows)
 
 
-def _differentiate(
-    setup: Setup, z: Tensor, node: Tensor, sample: Tensor, arrangement: object, kick: Tensor | None
+def kicks_of(
+    setup: Setup, index: Int[Tensor, "batch nodes"], noise: Tensor | None, place: Int[Tensor, " rows"] | None
+) -> Tensor | None:
+    """Return the scaled noise of rows, in the state's dtype, where it enters through the field."""
+    if noise is None or not setup.problem.noise_in_field:
+        return None
+    return picked(setup.tables.kicks(index, noise).flatten(0, 1), place).to(setup.problem.x0.dtype)
+
+
+def differentiate_rows(
+    setup: Setup, x: Tensor, node: Tensor, sample: Tensor, arrangement: object, kick: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Evaluate the field with its derivatives at rows, each asked for once for every number of the state."""
-    dims = z.shape[1]
-    z, node, sample = (one.repeat_interleave(dims, 0) for one in (z, node, sample))
-    kick = None if kick is None else kick.to(setup.problem.x0.dtype).repeat_interleave(dims, 0)
-    rows = _rows(setup, z, node, sample, (arrangement, dims))
+    """Evaluate the field with its derivatives at rows, each asked for once for every number of the state.
+
+    Args:
+        setup: the solve.
+        x: states, the first dimension that of the rows.
+        node: their nodes.
+        sample: their samples.
+        arrangement: names the tensor of samples.
+        kick: see `kicks_of`.
+    """
+    dims = setup.columns
+    x, node, sample = (one.repeat_interleave(dims, 0) for one in (x.flatten(1), node, sample))
+    kick = None if kick is None else kick.repeat_interleave(dims, 0)
+    rows = _rows(setup, x, node, sample, (arrangement, dims))
     return differentiate(setup.problem, rows, kick, setup.max_rows)
 
 

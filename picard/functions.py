@@ -43,27 +43,32 @@ class Functions:
 
 def _advance(rules: Rules, at: Coefficients, state: State, found: Evaluated) -> Advance:
     """Advance windows of which all nodes were evaluated; one code for full windows and others."""
-    evaluated = Evaluated(found.values, found.noise, state.inside(), found.diffusion, found.kick)
+    evaluated = Evaluated(found.values, found.noise, state.inside(), found.diffusion, found.kick, found.jacobian)
     return advance(rules, at, state, evaluated, full=False)
 
 
-def functions_of(form: Form, options: bool | Mapping[str, Any], *, plain: bool = False) -> Functions | None:
+def functions_of(
+    form: Form, options: bool | Mapping[str, Any], *, pays: bool = True, plain: bool = False
+) -> Functions | None:
     """Return the functions of a solve, those compiled before if there was one like it.
 
     Args:
         form: what their code depends on.
         options: whether to compile, or keyword arguments of `torch.compile`.
+        pays: whether compiling pays; otherwise nothing is.
         plain: whether plain functions are wanted where nothing is compiled; otherwise `None` is returned.
 
     Raises:
         InvalidProblemError: if the options are neither.
     """
-    if options is False:
-        return Functions(form, None, (form, None)) if plain else None
-    if not isinstance(options, Mapping) and options is not True:
+    if not isinstance(options, (bool, Mapping)):
         msg = f"compile must be True, False or keyword arguments of torch.compile; given {describe(options)}"
         raise InvalidProblemError(msg)
-    options = {} if options is True else check_names("compile", options, 'compile={"mode": "max-autotune"}')
+    if isinstance(options, Mapping):
+        options = check_names("compile", options, 'compile={"mode": "max-autotune"}')
+    if options is False or not pays:
+        return Functions(form, None, (form, None)) if plain else None
+    options = {} if options is True else options
     key = form, repr(sorted(options.items()))
     try:
         known = _MADE.get(key)

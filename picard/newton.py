@@ -33,7 +33,8 @@ def correct(
     """
     batch, nodes, dims = mapped.shape
     residual = zeroed(mapped - stale)
-    if batch * (nodes * dims) ** 2 <= _WHOLE:
+    residual[:, -1] = 0  # it moves nothing
+    if nodes > 1 and whole(batch, nodes, dims):
         return mapped + _carried(residual, at, jacobian)
     order = at.a.shape[2]
     a, b = at.a.flip(2)[:, :, None], at.b.flip(2)[:, :, None]  # oldest first, as states are
@@ -56,18 +57,28 @@ def _carried(
 ) -> Float[Tensor, "batch nodes dims"]:
     """Return what the residuals carry on to later nodes, from the whole system at once."""
     batch, nodes, dims = residual.shape
-    system = residual.new_zeros(batch, nodes, dims, nodes, dims)
-    for p in range(min(at.a.shape[2], nodes - 1)):
-        after = slice(p + 1, None)  # nodes whose new state depends on the state p + 1 places before it
-        if at.inputs is None:
-            block = at.b[:, after, p, None, None] * jacobian[:, 1 : nodes - p]
-        else:
-            block = (at.b[:, after, 0] * at.inputs[:, after, p])[..., None, None] * jacobian[:, after]
-        block.diagonal(dim1=2, dim2=3).add_(at.a[:, after, p, None])
-        system.diagonal(-1 - p, 1, 3).copy_(block.permute(0, 2, 3, 1).neg_())
-    system = system.view(batch, nodes * dims, nodes * dims)  # less its diagonal of ones
-    right = product(system, residual.reshape(batch, -1, 1)).neg_()
-    return torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True).view_as(residual)
+    size, newest = nodes * dims, nodes - 1  # no node has more before it
+    a, b = (one[:, :, :newest].flip(2) for one in (at.a, at.b))  # oldest first, as they stand in a row
+    order = a.shape[2]
+    if at.inputs is None:
+        before = torch.cat([jacobian.new_zeros(batch, order - 1, dims, dims), jacobian], 1)
+        blocks = b[:, :, None, :, None] * before.unfold(1, order, 1).transpose(3, 4)
+    else:
+        inputs = at.b[:, :, :1] * at.inputs[:, :, :newest].flip(2)
+        blocks = inputs[:, :, None, :, None] * jacobian[:, :, :, None]
+    blocks.diagonal(dim1=2, dim2=4).add_(a[..., None])
+    # A node's rows begin as many columns before the matrix as it has nodes before it; what is left of the matrix then
+    # stands right of the diagonal, a row higher, where nobody looks.
+    numbers = residual.new_zeros(batch, order * dims + size**2)
+    strides = (numbers.shape[1], (size + 1) * dims, size, dims, 1)
+    numbers.as_strided((batch, nodes, dims, order, dims), strides).copy_(blocks.neg_())
+    system, right = numbers[:, order * dims :].view(batch, size, size), residual.reshape(batch, size, 1)
+    return (torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True) - right).view_as(residual)
+
+
+def whole(batch: int, nodes: int, dims: int) -> bool:
+    """Say whether systems are solved whole: that is up to 35 times faster on a CPU, if they are small."""
+    return batch * (nodes * dims) ** 2 <= _WHOLE
 
 
 def along(
@@ -103,5 +114,5 @@ def trusted(
     return (missed <= answer + rounding) | ~moved
 
 
-_WHOLE = 2**20  # numbers of all systems up to which solving them whole is faster on a CPU, by up to 35 times
+_WHOLE = 2**20  # numbers of all systems
 _ROUNDING = 64  # a difference of so many units in the last place says nothing

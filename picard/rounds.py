@@ -12,9 +12,10 @@ from torch import Tensor
 from picard.captured import Captured
 from picard.conditioning import Conditioning, RowCond, map_tensors
 from picard.device import send
-from picard.engine import TINY, Outcome, Setup, picked, rows_of, run_round, scattered
+from picard.engine import TINY, Outcome, Setup, differentiate_rows, kicks_of, picked, rows_of, run_round, scattered
 from picard.functions import Functions
 from picard.graphs import CudaGraphs, fingerprint
+from picard.linearize import Newton
 from picard.memory import RowLimit
 from picard.rows import Rows, evaluate
 from picard.tables import Tables
@@ -46,9 +47,10 @@ def _run_whole(setup: Setup, functions: Functions, window: Window, rounds: int) 
     asks = window.asks or asks_of(functions.form, given, state, send(window.limit, state.begin))
     steps, rows, following = list[Whole](), list[int](), list[Asks | None]()
     for _ in range(rounds):
-        rows.append(rows_of(asks.nodes, asked))
-        value, diffusion = _ask(setup, functions.form, window, asks, asked)
-        step, asks = functions.whole(given, state, asks.limit, value, diffusion, most=setup.window)
+        rows.append(rows_of(asks.nodes, asked) * setup.columns)
+        step, asks = functions.whole(
+            given, state, asks.limit, *_ask(setup, functions.form, window, asks, asked), most=setup.window
+        )
         steps.append(step)
         following.append(asks)
         state, asked = step.state, None  # how many of them count is not known here
@@ -64,14 +66,21 @@ def _outcomes(steps: list[Whole], rows: list[int], following: list[Asks | None])
 
 def _ask(
     setup: Setup, form: Form, window: Window, asks: Asks, asked: NDArray[np.bool_] | None
-) -> tuple[Tensor, Tensor | None]:
-    """Call the model on the slots that are `asked`, or all; the others are zero."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Call the model on the slots that are `asked`, or all; the others are zero. Return what it says, see `whole`."""
     place, sample, arrangement = window.rows(asked)
     x, t, nodes = (picked(one, place) for one in (asks.x, asks.t, asks.nodes.flatten()))
-    cond = setup.conditioning.of(arrangement, sample)
-    value, diffusion = _answer(setup, form, setup.tables, x, t, nodes, cond)
     count = asks.nodes.numel()
-    return scattered(value, place, count), None if diffusion is None else scattered(diffusion, place, count)
+    if isinstance(setup.linearization, Newton):
+        kick = kicks_of(setup, asks.nodes, None if window.ring is None else window.ring.at(asks.nodes), place)
+        value, diffusion, jacobian = differentiate_rows(setup, x, nodes, sample, arrangement, kick)
+        jacobian = scattered(jacobian, place, count)
+    else:
+        cond = setup.conditioning.of(arrangement, sample)
+        value, diffusion = _answer(setup, form, setup.tables, x, t, nodes, cond)
+        jacobian = None
+    value = scattered(value, place, count).contiguous()  # outputs of other strides would be compiled for once more
+    return value, None if diffusion is None else scattered(diffusion, place, count).contiguous(), jacobian
 
 
 def _answer(
@@ -80,8 +89,7 @@ def _answer(
     """Call the model on rows: the network alone if the round converts its output, otherwise for the field."""
     apart = form.convert is not None
     scales = None if tables.scales is None or apart else tables.scales[nodes]
-    value, diffusion = evaluate(setup.problem, Rows(t, x, cond, scales), setup.max_rows, output=apart)
-    return value.contiguous(), diffusion  # outputs of other strides would be compiled for once more
+    return evaluate(setup.problem, Rows(t, x, cond, scales), setup.max_rows, output=apart)
 
 
 def _run_captured(setup: Setup, functions: Functions, window: Window, rounds: int) -> list[Outcome]:
@@ -141,7 +149,8 @@ class CapturedRound:
         cond = self._conditioning.of(None, self._sample)
         nodes = asks.nodes.flatten()
         value, diffusion = _answer(setup, functions.form, self._given.tables, asks.x, asks.t, nodes, cond)
-        step, following = functions.whole(self._given, state, asks.limit, value, diffusion, most=setup.window)
+        value = value.contiguous()  # see `_ask`
+        step, following = functions.whole(self._given, state, asks.limit, value, diffusion, None, most=setup.window)
         return (step.state, following), step
 
     def renew(self) -> None:

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from picard.certify import Certifier
-from picard.choice import choose
+from picard.choice import LARGEST, choose
 from picard.conditioning import Conditioning
 from picard.engine import Setup
 from picard.errors import NotSupportedError
 from picard.expected import Expected
-from picard.functions import functions_of
+from picard.functions import Functions, functions_of
 from picard.gradient import differentiation, solve_with_gradient
 from picard.graphs import CudaGraphs, resolve_graphs
 from picard.guess import resolve_guess
-from picard.linearize import Linearization, check_size, resolve_linearization
+from picard.linearize import Linearization, Newton, check_size, resolve_linearization
 from picard.number import check_count, check_flags, check_limit
 from picard.plan import Integrator
 from picard.prepare import prepare
@@ -94,15 +94,15 @@ def solve(
         sync_every: rounds the device runs before the host reads what they found. More than one keep a GPU busy, which
             otherwise waits for the host once a round; up to so many rounds less one are evaluated past the end, and a
             callback is called as late. Noise and states of as many more windows are held. Needs a guess given by name;
-            not with certificates or `"newton"`, or where evaluations are left out.
+            not with certificates, or where evaluations are left out.
         compile: whether to compile what a round does outside the model, or keyword arguments of `torch.compile` for it.
             The first solve of a kind then takes up to a minute longer, later ones less time, which counts where the
-            model takes a few milliseconds. The model is left as it is. Rounds that certify, leave out evaluations or
-            differentiate are not compiled.
+            model takes a few milliseconds. The model is left as it is. Rounds that certify or leave out evaluations are
+            not compiled, nor those of `"newton"` with many numbers in a window (batch x (window x state)^2 above 2^20).
         cuda_graph: whether to capture rounds, the model's call in them, as a CUDA graph, which the GPU repeats without
             Python; `CudaGraphs()` keeps what is captured for later solves. The model must not wait for the GPU, must
             depend on its arguments alone, and is always asked for whole windows. Needs what `sync_every` needs, a
-            window given as a number (below 4 nothing is captured), and states on a CUDA device.
+            window given as a number (below 4 nothing is captured), and states on a CUDA device; not `"newton"`.
         callback: called with a `RoundInfo` after every round; a true return value ends the solve.
         progress: whether to show a tqdm bar.
         throw: whether to raise if a sample does not converge; otherwise its `status` says so.
@@ -148,18 +148,10 @@ def solve(
         tells=callback is not None,
     )
     graphs = resolve_graphs(cuda_graph, prepared.problem, window, max_rows)
-    alone = sync_every > 1 or graphs is not None  # whether the device decides by itself
-    functions = functions_of(setup.form, compile, plain=alone) if setup.pure else None
-    if alone and (functions is None or not functions.slides):
-        given = f"cuda_graph={cuda_graph}" if graphs is not None else f"sync_every={sync_every}"
-        msg = (
-            f"{given} leaves decisions to the device, which it can take with guesses given by name, without a "
-            "certificate or linearization='newton', and where no evaluations are left out (NoiseRatio above 0.1 "
-            f"does): choose these, or leave {given.partition('=')[0]} out"
-        )
-        raise NotSupportedError(msg)
+    widest = min(LARGEST, plan.nodes) if window == "auto" else setup.window
     # There are no more rounds than nodes.
-    setup = replace(setup, functions=functions, sync_every=min(sync_every, plan.nodes), graphs=graphs)
+    setup = replace(setup, sync_every=min(sync_every, plan.nodes), graphs=graphs)
+    setup = replace(setup, functions=_functions(setup, compile, widest, sync_every))
     prepared.problem.agree(
         lambda: {
             "the method on the grid": plan,
@@ -205,3 +197,25 @@ def solve(
     if throw and Status.STOPPED not in solution.status:
         solution.raise_for_status()
     return solution
+
+
+def _functions(setup: Setup, options: bool | Mapping[str, Any], widest: int, sync_every: int) -> Functions | None:
+    """Return what rounds are made of where they are compiled, or where the device decides by itself.
+
+    Raises:
+        NotSupportedError: if it should, and cannot.
+    """
+    alone = sync_every > 1 or setup.graphs is not None
+    functions = functions_of(setup.form, options, pays=setup.compiles(widest), plain=alone) if setup.pure else None
+    if alone and (functions is None or not functions.slides):
+        given = f"sync_every={sync_every}" if setup.graphs is None else "cuda_graph=True"
+        msg = (
+            f"{given} leaves decisions to the device, which it can take with guesses given by name, without a "
+            "certificate, and where no evaluations are left out (NoiseRatio above 0.1 does): choose these, or leave "
+            f"{given.partition('=')[0]} out"
+        )
+        raise NotSupportedError(msg)
+    if setup.graphs is not None and isinstance(setup.linearization, Newton):
+        msg = "linearization='newton' differentiates the model, which is not captured: leave cuda_graph out"
+        raise NotSupportedError(msg)
+    return functions

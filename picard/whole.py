@@ -116,6 +116,7 @@ def whole_round(
     limit: Int[Tensor, " batch"],
     value: Tensor,
     diffusion: Tensor | None,
+    jacobian: Tensor | None,
     *,
     most: int,
 ) -> tuple[Whole, Asks]:
@@ -128,6 +129,7 @@ def whole_round(
         limit: most nodes a window may hold: halved where states were not finite, doubled after.
         value: the field or the network's output at every slot, shape (rows, *state), finite in those past the windows.
         diffusion: diffusion there, if noise enters through the field, shape (rows, *state[, channels]).
+        jacobian: derivative of the field there, if it is known, shape (rows, dims, dims).
         most: largest limit.
 
     Returns:
@@ -138,6 +140,8 @@ def whole_round(
     index = state.ahead().clamp_max(total - 1)
     noise = None if given.ring is None else partial(noise_at, given.ring)
     found = _found(form, given, state, index, value, diffusion)
+    if jacobian is not None:
+        found = found._replace(jacobian=jacobian.to(found.values.dtype).unflatten(0, tuple(index.shape)))
     step = advance(form.rules, tables.at(index), state, found, full=False)
     halved = (torch.minimum(limit, state.width) // 2).clamp_min(1)
     limit = torch.where(step.usable == state.width, (2 * limit).clamp_max(most), halved)

@@ -34,6 +34,8 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "sde": (sde, times(40), {"method": "euler", "window": 10}),
     "copies": (lambda: diffusion(batch=2), 50, {"method": "ddpm", "window": 12, **picard.presets.PARADIGMS}),
     "polynomial": (pendulum, times(40), {"method": "rk4", "window": 16}),
+    "newton": (pendulum, times(40), {"method": "rk4", "window": 16, "linearization": "newton"}),
+    "newton, noise": (sde, times(40), {"method": "euler", "window": 10, "linearization": "newton"}),
     "rounds": (lambda: diffusion(batch=2), 50, {"method": "ddpm", "window": 12, "tolerance": picard.FixedRounds(2)}),
     "cut": (
         failing,
@@ -42,16 +44,28 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     ),
 }
 
+# Their windows are slid on by the host.
+WARM: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    f"warm, {rule}": (
+        pendulum,
+        times(40),
+        {"method": "rk4", "window": 16, "linearization": rule, "guess": torch.zeros(41, 2, 2, dtype=F64)},
+    )
+    for rule in ("secant", "newton")
+}
+
 
 def compare(name: str, backend: str) -> dict[str, Any]:
     """Solve a case both ways, twice, and count what was compiled."""
-    make, grid, options = CASES[name]
+    make, grid, options = CASES[name] if name in CASES else WARM[name]
     torch._dynamo.reset()
     plain = picard.solve(make(), grid, **options)
     counters = torch._dynamo.utils.counters
     counters.clear()
     found = [picard.solve(make(), grid, **options, compile={"backend": backend}) for _ in range(2)]
-    everything = [*found, picard.solve(make(), grid, **options, compile={"backend": backend}, sync_every=3)]
+    everything = list(found)
+    if name in CASES:
+        everything.append(picard.solve(make(), grid, **options, compile={"backend": backend}, sync_every=3))
     scale = float(plain.ys.abs().max())
     return {
         "difference": max(float((one.ys - plain.ys).abs().max()) for one in everything) / scale,
@@ -108,6 +122,7 @@ def plan_actions(family: str, backend: str) -> dict[str, Any]:
 
 POLICIES = {"policy": "unet-global", "inpainting": "unet-inpaint"}
 OTHERS: dict[str, Callable[[str], dict[str, Any]]] = {
+    **{name: partial(compare, name) for name in WARM},
     "steps": march,
     **{name: partial(plan_actions, family) for name, family in POLICIES.items()},
 }

@@ -77,6 +77,17 @@ def test_rounds_that_certify_are_not_compiled() -> None:
     assert torch.isfinite(solution.final).all()
 
 
+def test_large_systems_of_newtons_method_are_not_compiled() -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError
+
+    problem = picard.ODE(lambda t, x: -x, torch.ones(1, 40, dtype=torch.float64))
+    for window in (32, "auto"):  # which may be larger
+        options: dict[str, Any] = {"method": "euler", "window": window, "linearization": "newton"}
+        solution = picard.solve(problem, torch.linspace(0, 1, 51), **options, compile={"backend": refuse})
+        assert solution.success
+
+
 def test_a_compiler_that_counts_is_asked_anew() -> None:
     """It makes code for so many kinds of sizes and no more: those of other solves do not count, nor end this one."""
     from torch._dynamo import config, exc

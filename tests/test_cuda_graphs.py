@@ -69,7 +69,7 @@ def agree(problem: picard.Diffusion, graphs: picard.CudaGraphs | bool, **more: A
 
 
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if "newton" not in name])
 def test_the_same_solve(name: str, count: int) -> None:
     make, grid, options = CASES[name]
     plain = picard.solve(make(), grid, **options)
@@ -318,6 +318,11 @@ def test_guesses_of_the_host_are_refused() -> None:
     trajectory = torch.zeros(21, *pendulum().x0.shape, dtype=F64)
     with pytest.raises(picard.NotSupportedError, match="with guesses given by name"):
         picard.solve(pendulum(), times(20), method="rk4", guess=trajectory, cuda_graph=True)
+
+
+def test_newtons_method_is_refused() -> None:
+    with pytest.raises(picard.NotSupportedError, match="leave cuda_graph out"):
+        picard.solve(pendulum(), times(20), method="rk4", linearization="newton", cuda_graph=True)
 
 
 def test_there_must_be_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

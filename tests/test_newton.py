@@ -215,12 +215,6 @@ def test_large_states_are_refused_unless_asked_for() -> None:
     assert picard.solve(problem, times(4).float(), method="euler", linearization=Newton(most=1200)).success
 
 
-def test_it_decides_on_the_host() -> None:
-    options: dict[str, Any] = {"method": "euler", "guess": "hold", "linearization": "newton"}
-    with pytest.raises(picard.NotSupportedError, match="linearization='newton'"):
-        picard.solve(pendulum(), times(20), sync_every=2, **options)
-
-
 def test_windows_are_chosen_by_time() -> None:
     solution = picard.solve(pendulum(), times(200), method="rk4", window="auto", linearization="newton")
     assert solution.success

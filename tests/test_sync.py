@@ -158,7 +158,7 @@ def test_a_traced_scheduler_samples_the_same(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"linearization": "newton"}, {"certify": True}, {"guess": torch.zeros(41, 2, 2, dtype=F64)}],
+    [{"certify": True}, {"guess": torch.zeros(41, 2, 2, dtype=F64)}],
     ids=", ".join,
 )
 def test_what_takes_the_host_is_refused(options: dict[str, Any]) -> None:
