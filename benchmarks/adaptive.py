@@ -74,21 +74,25 @@ def count(hard: Hard, method: str = "dopri5", share: float = 1.0) -> dict[str, C
     return found
 
 
-def solvers(hard: Hard, drift: Function, times: Tensor, method: str) -> dict[str, Callable[[], Any]]:
-    """Return every way of solving a problem, torchdiffeq's by a drift of its own."""
+def solvers(
+    hard: Hard, drift: Function, times: Tensor, method: str, *, compiled: bool = False
+) -> dict[str, Callable[[], Any]]:
+    """Return every way of solving a problem, torchdiffeq's by a drift of its own, the others with compiled rounds."""
     problem: Any = hard.problem()
     limits: dict[str, Any] = {"rtol": RTOL, "atol": ATOL}
+    more = {"compile": compiled, **limits}
     own = {"adaptive_heun": "heun"}.get(method, method)
     ways: dict[str, Callable[[], Any]] = {
-        name: partial(picard.adaptive, problem, times, method=own, **limits, **options)
+        name: partial(picard.adaptive, problem, times, method=own, **more, **options)
         for name, options in SOLVERS.items()
     }
     return {THEIRS: lambda: torchdiffeq.odeint(drift, hard.y0, times, method=method, **limits), **ways}
 
 
-def seconds(hard: Hard, method: str) -> dict[str, list[float]]:
-    """Time torchdiffeq and every solver."""
-    return alternating(solvers(hard, hard.drift, torch.tensor([0, hard.end], dtype=torch.float64), method))
+def seconds(hard: Hard, method: str, *, compiled: bool = False) -> dict[str, list[float]]:
+    """Time torchdiffeq and every solver, with compiled rounds if asked to."""
+    times = torch.tensor([0, hard.end], dtype=torch.float64)
+    return alternating(solvers(hard, hard.drift, times, method, compiled=compiled))
 
 
 def table(names: Sequence[str], counts: Sequence[dict[str, Count]]) -> list[str]:
@@ -115,11 +119,13 @@ def main() -> None:
     parser.add_argument(
         "--seconds", action="store_true", help="measure seconds instead, on a machine that does nothing else"
     )
+    parser.add_argument("--compile", action="store_true", help="measure them with compiled rounds")
     given, counts = parser.parse_args(), []
     problems = [hard for hard in hard_problems() if hard.diffusion is None]
     if given.seconds:
         problems = [hard for hard in problems if hard.y0.numel() <= 64]  # Newton's method takes minutes for more
-        print("\n".join(timings({hard.name: seconds(hard, given.method) for hard in problems}, THEIRS)))
+        timed = partial(seconds, method=given.method, compiled=given.compile)
+        print("\n".join(timings({hard.name: timed(hard) for hard in problems}, THEIRS)))
         return
     for hard in problems:
         counts.append(count(hard, given.method))

@@ -154,7 +154,9 @@ How to read it:
 """
 
 
-def seconds(hard: Hard, steps: int | None = None, window: int | None = None, runs: int = 3) -> dict[str, list[float]]:
+def seconds(
+    hard: Hard, steps: int | None = None, window: int | None = None, runs: int = 3, *, compiled: bool = False
+) -> dict[str, list[float]]:
     """Time the sequential solver and the others, alternating; the first run warms up and does not count.
 
     Args:
@@ -162,11 +164,12 @@ def seconds(hard: Hard, steps: int | None = None, window: int | None = None, run
         steps: steps of its grid to take; all by default.
         window: nodes in flight; the library's default if not given.
         runs: runs that count.
+        compiled: whether the solver's rounds are.
     """
     given: tuple[Any, ...] = hard.problem(), hard.grid(steps)
     ways: dict[str, Callable[[], Any]] = {SEQUENTIAL: partial(picard.sequential, *given, method=hard.method)}
     for name in TIMED:
-        options = {"window": window, **SOLVERS[name]}
+        options = {"window": window, "compile": compiled, **SOLVERS[name]}
         ways[name] = partial(picard.solve, *given, method=hard.method, tolerance=TOLERANCE, **options)
     return alternating(ways, runs)
 
@@ -205,10 +208,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--seconds", action="store_true", help="measure seconds instead, on a machine that does nothing else"
     )
+    parser.add_argument("--compile", action="store_true", help="measure them with compiled rounds")
     options = parser.parse_args(arguments)
     if options.seconds:
         print(f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
-        print("\n".join(timings({hard.name: seconds(hard, options.steps, options.window) for hard in hard_problems()})))
+        timed = partial(seconds, steps=options.steps, window=options.window, compiled=options.compile)
+        print("\n".join(timings({hard.name: timed(hard) for hard in hard_problems()})))
         return
     all_counts = [count(hard, options.steps, options.window) for hard in hard_problems()]
     lines = table(all_counts)

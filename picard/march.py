@@ -12,15 +12,21 @@ import torch
 from torch import Tensor
 
 from picard.attempt import Attempt, tolerance_of
+from picard.conditioning import Conditioning
 from picard.control import Control
 from picard.device import fetch
+from picard.engine import Setup
 from picard.errors import NonFiniteError, NotConvergedError
+from picard.gradient import differentiation, solve_with_gradient
+from picard.guess import resolve_guess
 from picard.interpolate import slopes
+from picard.linearize import resolve_linearization
 from picard.memory import RowLimit
 from picard.plan import Integrator
+from picard.prepare import prepare
 from picard.problem import Problem
 from picard.solution import Solution, Stats, Status
-from picard.solve import solve
+from picard.trajectory import Trajectory
 
 _LEAST = 8  # units in the last place of the time that a step must be long, or rounding makes it another one
 _WINDOWS = (4, 16)  # of nodes that an attempt lays out: to begin anew costs rounds, and to lay out more costs memory
@@ -187,18 +193,32 @@ class March:
         )
 
     def with_gradient(self, save: str) -> Solution:
-        """Solve once more, on the steps found and from the states there, for a gradient."""
-        found = solve(
-            self._problem,
-            self._points(),
-            method=self._integrator,
-            tolerance=tolerance_of(self._control),
-            guess=torch.cat(self._kept),
-            save=self._landed() if save == "times" else save,  # type: ignore[arg-type]  # one of its own words
-            **self._options,
+        """Return what was reached as the solution on the steps found, which are constants to its gradient."""
+        options = self._options
+        prepared = prepare(self._problem, self._points(), self._integrator)
+        problem, x0 = prepared.problem, prepared.problem.x0
+        setup = Setup(
+            problem,
+            prepared.plan,
+            prepared.tables,
+            Conditioning(problem.conditioning(), len(x0)),
+            resolve_linearization(options["linearization"]),
+            tolerance_of(self._control),
+            resolve_guess(None, prepared.plan, prepared.tables, x0, prepared.wide),
+            min(options["window"], prepared.plan.nodes),
+            options["max_rows"],
+            certifier=None,
+            thinning=None,
         )
-        self._spend(found.stats.rounds, found.stats.evaluations, found.stats.host_syncs)
-        return replace(found, stats=self._stats())
+        by = problem.together(lambda: differentiation(setup, prepared))
+        self._spend(0, 1, 0)
+
+        def known(_: Tensor, trajectory: Trajectory) -> Solution:
+            trajectory.states.copy_(torch.cat(self._kept))  # a Runge-Kutta method's inner states follow from these
+            return self.solution(save)
+
+        points = self._landed() if save == "times" else save
+        return solve_with_gradient(setup, prepared, points, by, known)
 
     def _spend(self, rounds: int, evaluations: int, syncs: int) -> None:
         """Count what something has cost."""

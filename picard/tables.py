@@ -38,8 +38,8 @@ class Tables:
     """A plan's coefficients on the state's device, in the dtype of the computation.
 
     The yardstick is that of the node after, by which the state after a node is judged; the last node's is its own.
-    Instants are the times of nodes, or their indices where a stage's times do not go one way, as sums of two numbers:
-    differences of times are so as exact as the dtype allows.
+    Instants are the times of nodes, or their indices where a stage's times do not go one way, as sums of two numbers,
+    or of one in float64: differences of times are so as exact as the dtype allows.
     """
 
     a: Tensor
@@ -109,13 +109,13 @@ def _inverse(values: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(usable, 1 / torch.where(usable, values, 1), 0)
 
 
-def _instants(plan: Plan, dtype: torch.dtype) -> Float[Tensor, "nodes 2"]:
-    """Split times into what a dtype holds and what it leaves."""
+def _instants(plan: Plan, dtype: torch.dtype) -> Float[Tensor, "nodes parts"]:
+    """Split times into what a dtype holds and what it leaves, if it leaves anything."""
     pace = plan.times[plan.stages :] - plan.times[: -plan.stages]
     steady = bool((pace > 0).all()) or bool((pace < 0).all())
     times = plan.times if steady else torch.arange(plan.nodes, device="cpu").double()
     held = times.to(dtype).double()
-    return torch.stack([held, times - held], 1)
+    return times[:, None] if dtype == torch.float64 else torch.stack([held, times - held], 1)
 
 
 def after(values: Float[Tensor, " nodes"]) -> Float[Tensor, " nodes"]:
