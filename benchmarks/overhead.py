@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from itertools import pairwise
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -103,23 +104,18 @@ def traffic(dims: int, window: int, options: dict[str, Any]) -> tuple[Counter[st
 
 
 def seconds(dims: int, window: int, options: dict[str, Any]) -> tuple[float, float]:
-    """Time a round and one copy of the window's states; medians."""
-    taken: list[float] = []
+    """Time a round, as what twelve more take, and one copy of the window's states; medians."""
     source, target = torch.ones(window, dims), torch.empty(window, dims)
 
-    def note(info: picard.RoundInfo) -> None:
-        if info.width[0] == window:
-            taken.append(time.perf_counter())
-
-    copies = []
-    for _ in range(20):
+    def taken(what: Callable[[], Any]) -> float:
         started = time.perf_counter()
-        target.copy_(source)
-        copies.append(time.perf_counter() - started)
-    solve(dims, window, 4, lambda _: None, options)  # warms up, and compiles
-    solve(dims, window, 16, note, options)
-    gaps = [after - before for before, after in pairwise(taken)]
-    return median(gaps), median(copies)
+        what()
+        return time.perf_counter() - started
+
+    copies = [taken(lambda: target.copy_(source)) for _ in range(20)]
+    few, many = (partial(solve, dims, window, rounds, None, options) for rounds in (4, 16))
+    few()  # warms up, and compiles
+    return median((taken(many) - taken(few)) / 12 for _ in range(5)), median(copies)
 
 
 def gpu_seconds(dims: int, window: int, options: dict[str, Any]) -> float:
