@@ -45,20 +45,20 @@ class Extrapolate(Hold):
         nodes = (first - stages)[..., None, None] + stage[:, None] - stages * back[:, :, None]
         slots = (nodes.flatten(1) - start).clamp_min(0)
         values = entering.field.at(slots).unflatten(1, nodes.shape[1:])
-        new = torch.arange(entering.wanted, device=first.device)
-        times = self._times(torch.cat([nodes.flatten(1), first + new], 1))
-        points, at = times[:, : slots.shape[1]].unflatten(1, nodes.shape[1:]), times[:, slots.shape[1] :, None]
+        new = first + torch.arange(-(-entering.wanted // stages) * stages, device=first.device)  # of whole steps
+        times = self._times(torch.cat([nodes.flatten(1), new], 1))
+        points, at = times[:, : slots.shape[1]].unflatten(1, nodes.shape[1:]), times[:, slots.shape[1] :]
+        points, earlier_points = points[..., None, :].unbind(1)
         latest, earlier = values.unbind(1)
 
-        trial = lagrange(points[:, 1, :, None], points[:, 0, :, :1], step)
-        missed = product(trial.flatten(0, 1), earlier.flatten(0, 1)).unflatten(0, (-1, stages)).sub_(latest[:, :, :1])
+        trial = lagrange(earlier_points, points[..., 0], step)
+        missed = _combined(trial, earlier).sub_(latest[:, :, :1])
         score = missed.square().sum((1, 3))
         fits = (step + 1 + distance <= enough) & finite(score)
         degree = torch.where(fits, score, torch.inf).argmin(1)[:, None, None]  # the first one if none fits
 
-        own = (new % stages)[:, None] == stage
-        weights = torch.where(own[..., None], lagrange(points[:, :1], at, degree), 0)
-        found = product(weights.flatten(2), latest.flatten(1, 2))
+        weights = lagrange(points, at.unflatten(1, (-1, stages)).transpose(1, 2), degree)
+        found = _combined(weights, latest).transpose(1, 2).flatten(1, 2)[:, : entering.wanted]
         sound = finite(found).flatten(1).all(1, keepdim=True) & (enough > 0)
         return torch.where(sound[..., None], found, held)
 
@@ -68,6 +68,13 @@ class Extrapolate(Hold):
         found = instants[nodes.clamp(0, len(instants) - 1)]
         since = (found - found[:, :1]).sum(2)
         return since / since[:, -1:]
+
+
+def _combined(
+    weights: Float[Tensor, "batch stages wanted degrees"], values: Float[Tensor, "batch stages degrees dims"]
+) -> Float[Tensor, "batch stages wanted dims"]:
+    """Add up weighted values, stage by stage."""
+    return product(weights.flatten(0, 1), values.flatten(0, 1)).unflatten(0, weights.shape[:2])
 
 
 def lagrange(

@@ -68,20 +68,21 @@ def weights(
     return torch.addcmul(a, b, slope.unfold(1, history + 1, 1).flip(2))
 
 
-def _system(weights: Float[Tensor, "batch nodes order"]) -> Float[Tensor, "batch nodes nodes"]:
-    """Write the banded system `y[m] - sum_p weights[m, p] y[m-1-p] = r[m]`, as far as it is below the diagonal.
-
-    The diagonal is one, and above it are zeros, whatever stands there.
+def _solved_whole(
+    weights: Float[Tensor, "batch nodes order"], right: Float[Tensor, "#batch nodes columns"]
+) -> Float[Tensor, "batch nodes columns"]:
+    """Solve `y[m] - sum_p weights[m, p] y[m-1-p] = r[m]` as one triangular system.
 
     Args:
-        weights: `weights[:, m, p]` multiplies the unknown p + 1 places before m; those before place 0 are dropped.
+        weights: `weights[:, m, p]` multiplies the unknown p + 1 places before m; those before place 0 are zero.
+        right: r.
     """
-    nodes = weights.shape[1]
-    band = -weights[:, :, :nodes].flip(2)
-    order = band.shape[2]
-    # In rows one longer than those of the system, what stands in a column is one farther right from row to row.
-    rows = torch.nn.functional.pad(band, (0, nodes + 1 - order)).flatten(1)
-    return rows[:, order : order + nodes**2].unflatten(1, (nodes, nodes))
+    batch, nodes, order = weights.shape
+    size = order + nodes  # with those before place 0, every row has room for its band
+    system = weights.new_zeros(batch, size, size)
+    system.as_strided((batch, nodes, order), (size**2, size + 1, 1), order * size).copy_(-weights.flip(2))
+    right = torch.nn.functional.pad(right, (0, 0, order, 0))
+    return torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)[:, order:]
 
 
 def _few(columns: int, nodes: int) -> bool:
@@ -95,7 +96,7 @@ def _solved(
     """Solve `y[m] - sum_p weights[m, p] y[m-1-p] = r[m]` for few columns."""
     nodes, order = weights.shape[1:]
     if torch.compiler.is_compiling() or len(right) * nodes**2 <= _WRITTEN:
-        return torch.linalg.solve_triangular(_system(weights), right, upper=False, unitriangular=True)
+        return _solved_whole(weights, right)
     right = right.clone()
     for node in range(1, nodes):
         for p in range(min(order, node)):
@@ -113,7 +114,7 @@ def response(weights: Float[Tensor, "batch nodes order"]) -> Float[Tensor, "batc
         The inverse, unit lower triangular: column j says how all unknowns answer to r[j].
     """
     identity = torch.eye(weights.shape[1], dtype=weights.dtype, device=weights.device)
-    return torch.linalg.solve_triangular(_system(weights), identity, upper=False, unitriangular=True)
+    return _solved_whole(weights, identity[None])
 
 
 def correct(
