@@ -149,8 +149,10 @@ How to read it:
   worth it where states are small or rows cost nothing. What it accepts has converged quadratically, so its error is far
   below the tolerance. It also makes use of larger windows, which the others hardly do.
 * A round costs more than a sequential step: it evaluates up to 64 rows. On a GPU with an expensive model that is often
-  almost free. These drifts of a few operations on one core of a CPU gain little: `--seconds` found the default 0.05 to
-  1.4 times as fast as the sequential solver, and Newton's method 0.01 to 2.4 times.
+  almost free. These drifts of a few operations on one core of a CPU take less than what is around them: `--seconds`
+  found the default 0.07 to 1.8 times as fast as the sequential solver, which is not compiled, and Newton's method 0.01
+  to 3.0 times. With rounds compiled before (`compile=True`, `--seconds --compile`), the default was 2.1 to 4.0 times
+  as fast on all but the heat equation (0.12), and Newton's method 0.01 to 6.1 times.
 """
 
 

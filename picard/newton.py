@@ -66,7 +66,8 @@ def _carried(
     else:
         inputs = at.b[:, :, :1] * at.inputs[:, :, :newest].flip(2)
         blocks = inputs[:, :, None, :, None] * jacobian[:, :, :, None]
-    blocks.diagonal(dim1=2, dim2=4).add_(a[..., None])
+    identity = torch.eye(dims, dtype=blocks.dtype, device=blocks.device)
+    blocks.addcmul_(a[:, :, None, :, None], identity[:, None])
     # A node's rows begin as many columns before the matrix as it has nodes before it; what is left of the matrix then
     # stands right of the diagonal, a row higher, where nobody looks.
     numbers = residual.new_zeros(batch, order * dims + size**2)
