@@ -81,6 +81,7 @@ def _solved_whole(
     size = order + nodes  # with those before place 0, every row has room for its band
     system = weights.new_zeros(batch, size, size)
     system.as_strided((batch, nodes, order), (size**2, size + 1, 1), order * size).copy_(-weights.flip(2))
+    system[:, :, :order] = 0  # whatever their weights, infinite ones too
     right = torch.nn.functional.pad(right, (0, 0, order, 0))
     return torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)[:, order:]
 
