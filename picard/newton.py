@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from picard.propagate import product, zeroed
+from picard.propagate import below, product, zeroed
 from picard.shapes import Bool, Float
 from picard.tables import Coefficients
 from picard.window import State
@@ -56,24 +56,15 @@ def _carried(
     residual: Float[Tensor, "batch nodes dims"], at: Coefficients, jacobian: Float[Tensor, "batch nodes dims dims"]
 ) -> Float[Tensor, "batch nodes dims"]:
     """Return what the residuals carry on to later nodes, from the whole system at once."""
-    batch, nodes, dims = residual.shape
-    size, newest = nodes * dims, nodes - 1  # no node has more before it
-    a, b = (one[:, :, :newest].flip(2) for one in (at.a, at.b))  # oldest first, as they stand in a row
-    order = a.shape[2]
+    batch, dims, history = residual.shape[0], residual.shape[2], at.a.shape[2] - 1
     if at.inputs is None:
-        before = torch.cat([jacobian.new_zeros(batch, order - 1, dims, dims), jacobian], 1)
-        blocks = b[:, :, None, :, None] * before.unfold(1, order, 1).transpose(3, 4)
+        before = torch.cat([jacobian.new_zeros(batch, history, dims, dims), jacobian], 1)
+        blocks = at.b[:, :, None, :, None] * before.unfold(1, history + 1, 1).flip(4).transpose(3, 4)
     else:
-        inputs = at.b[:, :, :1] * at.inputs[:, :, :newest].flip(2)
-        blocks = inputs[:, :, None, :, None] * jacobian[:, :, :, None]
+        blocks = (at.b[:, :, :1] * at.inputs)[:, :, None, :, None] * jacobian[:, :, :, None]
     identity = torch.eye(dims, dtype=blocks.dtype, device=blocks.device)
-    blocks.addcmul_(a[:, :, None, :, None], identity[:, None])
-    # A node's rows begin as many columns before the matrix as it has nodes before it; what is left of the matrix then
-    # stands right of the diagonal, a row higher, where nobody looks.
-    numbers = residual.new_zeros(batch, order * dims + size**2)
-    strides = (numbers.shape[1], (size + 1) * dims, size, dims, 1)
-    numbers.as_strided((batch, nodes, dims, order, dims), strides).copy_(blocks.neg_())
-    system, right = numbers[:, order * dims :].view(batch, size, size), residual.reshape(batch, size, 1)
+    system = below(blocks.addcmul_(at.a[:, :, None, :, None], identity[:, None]))
+    right = residual.reshape(batch, -1, 1)
     return (torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True) - right).view_as(residual)
 
 

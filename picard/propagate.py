@@ -68,22 +68,28 @@ def weights(
     return torch.addcmul(a, b, slope.unfold(1, history + 1, 1).flip(2))
 
 
-def _solved_whole(
-    weights: Float[Tensor, "batch nodes order"], right: Float[Tensor, "#batch nodes columns"]
-) -> Float[Tensor, "batch nodes columns"]:
-    """Solve `y[m] - sum_p weights[m, p] y[m-1-p] = r[m]` as one triangular system.
+def below(blocks: Float[Tensor, "batch nodes dims order dims"]) -> Float[Tensor, "batch unknowns unknowns"]:
+    """Write the part below the diagonal of the system `y[m] - sum_p blocks[m, p] y[m-1-p] = r[m]`.
+
+    The diagonal is one, and above it are zeros, whatever stands there.
 
     Args:
-        weights: `weights[:, m, p]` multiplies the unknown p + 1 places before m; those before place 0 are zero.
-        right: r.
+        blocks: `blocks[:, m, i, p, j]` is what number j of the unknown p + 1 places before m, of `dims` numbers, adds
+            to its number i; those of unknowns before place 0 are dropped.
     """
-    batch, nodes, order = weights.shape
-    size = order + nodes  # with those before place 0, every row has room for its band
-    system = weights.new_zeros(batch, size, size)
-    system.as_strided((batch, nodes, order), (size**2, size + 1, 1), order * size).copy_(-weights.flip(2))
-    system[:, :, :order] = 0  # whatever their weights, infinite ones too
-    right = torch.nn.functional.pad(right, (0, 0, order, 0))
-    return torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)[:, order:]
+    batch, nodes, dims = blocks.shape[:3]
+    size, order = nodes * dims, min(blocks.shape[3], nodes - 1)
+    system = blocks.new_zeros(batch, size, size)
+    # From node to node a band moves down and right alike. What of it lies left of the first column falls to the end of
+    # the row above, right of the diagonal.
+    strides, first = (size**2, (size + 1) * dims, size, dims, 1), (size + 1 - order) * dims
+    band = system.as_strided((batch, nodes - 1, dims, order, dims), strides, first)
+    band.copy_(-blocks[:, 1:, :, :order].flip(3))  # oldest first
+    return system
+
+
+def _below(weights: Float[Tensor, "batch nodes order"]) -> Float[Tensor, "batch nodes nodes"]:
+    return below(weights[:, :, None, :, None])
 
 
 def _few(columns: int, nodes: int) -> bool:
@@ -97,7 +103,7 @@ def _solved(
     """Solve `y[m] - sum_p weights[m, p] y[m-1-p] = r[m]` for few columns."""
     nodes, order = weights.shape[1:]
     if torch.compiler.is_compiling() or len(right) * nodes**2 <= _WRITTEN:
-        return _solved_whole(weights, right)
+        return torch.linalg.solve_triangular(_below(weights), right, upper=False, unitriangular=True)
     right = right.clone()
     for node in range(1, nodes):
         for p in range(min(order, node)):
@@ -115,7 +121,7 @@ def response(weights: Float[Tensor, "batch nodes order"]) -> Float[Tensor, "batc
         The inverse, unit lower triangular: column j says how all unknowns answer to r[j].
     """
     identity = torch.eye(weights.shape[1], dtype=weights.dtype, device=weights.device)
-    return _solved_whole(weights, identity[None])
+    return torch.linalg.solve_triangular(_below(weights), identity, upper=False, unitriangular=True)
 
 
 def correct(
