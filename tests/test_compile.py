@@ -46,8 +46,10 @@ def test_a_compiled_solve_is_the_same_solve_and_a_round_is_one_graph() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_compiler_of_machine_code_finds_the_same() -> None:
-    for name, one in run("inductor", "diffusion", "order", "sde").items():
+    cases = ("diffusion", "order", "sde", "polynomial", "newton", "newton, noise", "steps")
+    for name, one in run("inductor", *cases).items():
         assert one["counts"][0] == one["counts"][1], name
         assert one["difference"] <= 1e-10, name
 

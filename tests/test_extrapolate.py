@@ -162,3 +162,15 @@ def test_samples_at_different_places_are_continued_as_they_are_alone(method: str
     assert together.stats.rounds == max(one.stats.rounds for one in alone)
     rows = [one.stats.evaluations - 1 for one in (together, *alone)]  # less the check of the drift
     assert rows[0] == sum(rows[1:])
+
+
+@torch.no_grad()
+@each_method
+def test_times_far_from_zero_are_told_apart_in_single_precision(method: str) -> None:
+    """Single precision holds 10,000 to a thousandth, a fifth of a step."""
+    problem = picard.ODE(lambda t, x: torch.sin(3 * x), start(2, 3).float())
+    near, far = (
+        picard.solve(problem, times(400, shift, shift + 2), method=method, tolerance=1e-4) for shift in (0.0, 1e4)
+    )
+    torch.testing.assert_close(far.final, near.final, rtol=1e-4, atol=1e-4)
+    assert far.stats.rounds <= near.stats.rounds + 2
