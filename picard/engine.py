@@ -66,20 +66,25 @@ class Setup:
         return self.certifier is None and self.thinning is None
 
     @property
+    def newton(self) -> bool:
+        """Whether the model is differentiated."""
+        return isinstance(self.linearization, Newton)
+
+    @property
     def columns(self) -> int:
         """Rows of a model call for every node: Newton's method asks for every number of the state."""
-        return self.problem.x0[0].numel() if isinstance(self.linearization, Newton) else 1
+        return self.problem.x0[0].numel() if self.newton else 1
 
     def compiles(self, window: int) -> bool:
         """Say whether compiling rounds of such windows pays: not where Newton's systems are solved node after node."""
-        return self.columns == 1 or whole(len(self.problem.x0), window, self.columns)
+        return not self.newton or whole(len(self.problem.x0), window, self.columns)
 
     @property
     def form(self) -> Form:
         """What the code of a whole round depends on."""
         x0 = self.problem.x0
         # In half precision, a field is rounded like its states; and Newton's method differentiates the whole of it.
-        apart = x0.dtype == self.tables.a.dtype and not isinstance(self.linearization, Newton)
+        apart = x0.dtype == self.tables.a.dtype and not self.newton
         convert = self.problem.conversion if apart else None
         return Form(self.rules, tuple(x0.shape[1:]), type(self.guess), self.plan.stages, self.tells, convert)
 
@@ -172,7 +177,7 @@ def _evaluate(
         sample, arrangement = torch.cat([sample, claim.samples]), (arrangement, claim)
     noise = None if window.ring is None else window.ring.at(index)
     jacobian = None
-    if isinstance(setup.linearization, Newton):
+    if setup.newton:
         state, kick = z.to(setup.problem.x0.dtype), kicks_of(setup, index, noise, place)
         value, diffusion, jacobian = differentiate_rows(setup, state, node, sample, arrangement, kick)
     else:

@@ -59,6 +59,7 @@ def differentiate(
             )
             raise NotSupportedError(msg) from error
         columns = (torch.zeros_like(found) if change is None else change).reshape(-1, dims, dims)
-        value = unpack_dual(value).primal[::dims]
-        diffusion = None if diffusion is None else unpack_dual(diffusion).primal[::dims]
+        # Those of other strides would be compiled for once more.
+        value = unpack_dual(value).primal[::dims].contiguous()
+        diffusion = None if diffusion is None else unpack_dual(diffusion).primal[::dims].contiguous()
     return value, diffusion, zeroed(columns.mT.contiguous())

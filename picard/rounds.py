@@ -15,7 +15,6 @@ from picard.device import send
 from picard.engine import TINY, Outcome, Setup, differentiate_rows, kicks_of, picked, rows_of, run_round, scattered
 from picard.functions import Functions
 from picard.graphs import CudaGraphs, fingerprint
-from picard.linearize import Newton
 from picard.memory import RowLimit
 from picard.rows import Rows, evaluate
 from picard.tables import Tables
@@ -71,16 +70,15 @@ def _ask(
     place, sample, arrangement = window.rows(asked)
     x, t, nodes = (picked(one, place) for one in (asks.x, asks.t, asks.nodes.flatten()))
     count = asks.nodes.numel()
-    if isinstance(setup.linearization, Newton):
+    jacobian = None
+    if setup.newton:
         kick = kicks_of(setup, asks.nodes, None if window.ring is None else window.ring.at(asks.nodes), place)
         value, diffusion, jacobian = differentiate_rows(setup, x, nodes, sample, arrangement, kick)
-        jacobian = scattered(jacobian, place, count)
     else:
         cond = setup.conditioning.of(arrangement, sample)
         value, diffusion = _answer(setup, form, setup.tables, x, t, nodes, cond)
-        jacobian = None
-    value = scattered(value, place, count).contiguous()  # outputs of other strides would be compiled for once more
-    return value, None if diffusion is None else scattered(diffusion, place, count).contiguous(), jacobian
+    diffusion, jacobian = (None if one is None else scattered(one, place, count) for one in (diffusion, jacobian))
+    return scattered(value, place, count), diffusion, jacobian
 
 
 def _answer(
@@ -89,7 +87,8 @@ def _answer(
     """Call the model on rows: the network alone if the round converts its output, otherwise for the field."""
     apart = form.convert is not None
     scales = None if tables.scales is None or apart else tables.scales[nodes]
-    return evaluate(setup.problem, Rows(t, x, cond, scales), setup.max_rows, output=apart)
+    value, diffusion = evaluate(setup.problem, Rows(t, x, cond, scales), setup.max_rows, output=apart)
+    return value.contiguous(), diffusion  # outputs of other strides would be compiled for once more
 
 
 def _run_captured(setup: Setup, functions: Functions, window: Window, rounds: int) -> list[Outcome]:
@@ -149,7 +148,6 @@ class CapturedRound:
         cond = self._conditioning.of(None, self._sample)
         nodes = asks.nodes.flatten()
         value, diffusion = _answer(setup, functions.form, self._given.tables, asks.x, asks.t, nodes, cond)
-        value = value.contiguous()  # see `_ask`
         step, following = functions.whole(self._given, state, asks.limit, value, diffusion, None, most=setup.window)
         return (step.state, following), step
 

@@ -21,7 +21,7 @@ from picard.functions import Functions, functions_of
 from picard.gradient import differentiation, solve_with_gradient
 from picard.graphs import CudaGraphs, resolve_graphs
 from picard.guess import resolve_guess
-from picard.linearize import Linearization, Newton, check_size, resolve_linearization
+from picard.linearize import Linearization, check_size, resolve_linearization
 from picard.number import check_count, check_flags, check_limit
 from picard.plan import Integrator
 from picard.prepare import prepare
@@ -145,12 +145,11 @@ def solve(
         most,
         Certifier(prepared.problem, plan, prepared.tables) if certified else None,
         thinning(plan, rule, slopes, start, len(prepared.problem.x0)),
+        sync_every=min(sync_every, plan.nodes),  # there are no more rounds than nodes
+        graphs=resolve_graphs(cuda_graph, prepared.problem, window, max_rows),
         tells=callback is not None,
     )
-    graphs = resolve_graphs(cuda_graph, prepared.problem, window, max_rows)
     widest = min(LARGEST, plan.nodes) if window == "auto" else setup.window
-    # There are no more rounds than nodes.
-    setup = replace(setup, sync_every=min(sync_every, plan.nodes), graphs=graphs)
     setup = replace(setup, functions=_functions(setup, compile, widest, sync_every))
     prepared.problem.agree(
         lambda: {
@@ -215,7 +214,7 @@ def _functions(setup: Setup, options: bool | Mapping[str, Any], widest: int, syn
             f"{given.partition('=')[0]} out"
         )
         raise NotSupportedError(msg)
-    if setup.graphs is not None and isinstance(setup.linearization, Newton):
+    if setup.graphs is not None and setup.newton:
         msg = "linearization='newton' differentiates the model, which is not captured: leave cuda_graph out"
         raise NotSupportedError(msg)
     return functions

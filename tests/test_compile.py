@@ -83,8 +83,8 @@ def test_large_systems_of_newtons_method_are_not_compiled() -> None:
     def refuse(*_: Any) -> Any:
         raise AssertionError
 
-    problem = picard.ODE(lambda t, x: -x, torch.ones(1, 40, dtype=torch.float64))
-    for window in (32, "auto"):  # which may be larger
+    for shape, window in (((1, 40), 32), ((1, 40), "auto"), ((1100, 1), 32)):  # "auto" may be larger
+        problem = picard.ODE(lambda t, x: -x, torch.ones(shape, dtype=torch.float64))
         options: dict[str, Any] = {"method": "euler", "window": window, "linearization": "newton"}
         solution = picard.solve(problem, torch.linspace(0, 1, 51), **options, compile={"backend": refuse})
         assert solution.success
