@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
 from statistics import median
 from typing import Any
 
@@ -103,33 +101,34 @@ def traffic(dims: int, window: int, options: dict[str, Any]) -> tuple[Counter[st
     return Counter({name: (after[name] - moved[name]) // rounds for name in after}), (in_all - allocated) / rounds
 
 
-def seconds(dims: int, window: int, options: dict[str, Any]) -> tuple[float, float]:
-    """Time a round, as what twelve more take, and one copy of the window's states; medians."""
-    source, target = torch.ones(window, dims), torch.empty(window, dims)
+def seconds(
+    dims: int, window: int, options: dict[str, Any], *, device: str = "cpu", few: int = 4, many: int = 16
+) -> float:
+    """Time a round: what so many more take; the median of five."""
 
-    def taken(what: Callable[[], Any]) -> float:
-        started = time.perf_counter()
-        what()
-        return time.perf_counter() - started
-
-    copies = [taken(lambda: target.copy_(source)) for _ in range(20)]
-    few, many = (partial(solve, dims, window, rounds, None, options) for rounds in (4, 16))
-    few()  # warms up, and compiles
-    return median((taken(many) - taken(few)) / 12 for _ in range(5)), median(copies)
-
-
-def gpu_seconds(dims: int, window: int, options: dict[str, Any]) -> float:
-    """Time a round on a GPU: what so many more take; the median of five."""
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     def taken(rounds: int) -> float:
-        torch.cuda.synchronize()
+        wait()
         started = time.perf_counter()
-        solve(dims, window, rounds, None, options, "cuda")
-        torch.cuda.synchronize()
+        solve(dims, window, rounds, None, options, device)
+        wait()
         return time.perf_counter() - started
 
-    taken(8)  # warms up, compiles and captures
-    return median((taken(40) - taken(8)) / 32 for _ in range(5))
+    taken(few)  # warms up, compiles and captures
+    return median((taken(many) - taken(few)) / (many - few) for _ in range(5))
+
+
+def copy_seconds(dims: int, window: int) -> float:
+    """Time one copy of the window's states; the median of twenty."""
+    source, target, taken = torch.ones(window, dims), torch.empty(window, dims), []
+    for _ in range(20):
+        started = time.perf_counter()
+        target.copy_(source)
+        taken.append(time.perf_counter() - started)
+    return median(taken)
 
 
 def gpu_table(options: dict[str, Any]) -> None:
@@ -146,7 +145,7 @@ def gpu_table(options: dict[str, Any]) -> None:
             target.copy_(source)
         torch.cuda.synchronize()
         copy = (time.perf_counter() - started) / 100
-        rounds = [gpu_seconds(dims, window, {**options, **way}) for way in ways.values()]
+        rounds = [seconds(dims, window, {**options, **way}, device="cuda", few=8, many=40) for way in ways.values()]
         cells = " | ".join(f"{1e6 * each:.0f} us ({each / copy:.1f})" for each in rounds)
         print(f"| {dims:,} | {window} | {1e6 * copy:.1f} us | {cells} |", flush=True)
 
@@ -177,7 +176,7 @@ def main() -> None:
         moved, new = traffic(dims, window, options)
         cells = f"{moved.total() / (2 * whole):.1f} | {new / whole:.1f}"
         if given.seconds:
-            taken, copy = seconds(dims, window, {**options, "compile": given.compile})
+            copy, taken = copy_seconds(dims, window), seconds(dims, window, {**options, "compile": given.compile})
             cells += f" | {taken:.5f} | {taken / copy:.1f}"
         print(f"| {dims:,} | {window} | {cells} |", flush=True)
         if given.ops and dims == 30_000:

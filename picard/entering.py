@@ -53,17 +53,11 @@ class Places(NamedTuple):
     """Where the windows are, on the host, one number a sample.
 
     Attributes:
-        old_begin: first node of the last window.
         end: last node whose state is known.
-        begin: first node of the next window.
-        width: nodes it holds.
         samples: index in the batch.
     """
 
-    old_begin: Sequence[int]
     end: Sequence[int]
-    begin: Sequence[int]
-    width: Sequence[int]
     samples: Sequence[int]
 
 

@@ -50,7 +50,7 @@ def open_windows(setup: Setup, x: Float[Tensor, "batch dims"], ring: Ring | None
         None if ring is None or setup.problem.noise_in_field else ring.at,  # there is no diffusion yet to scale it
         None,
         None,
-        Places(zeros, zeros, zeros, width, window.samples),
+        Places(zeros, window.samples),
     )
     window.state = state._replace(z=torch.cat([known, setup.guess(entering)], 1))
     return window
@@ -91,8 +91,7 @@ def move(
         if setup.thinning is not None:
             setup.thinning.keep(keep)
         stride, end, most = ([one[i] for i in keep] for one in (stride, end, most))
-    old = window.begin
-    window.begin = [first + passed for first, passed in zip(old, stride, strict=True)]
+    window.begin = [first + passed for first, passed in zip(window.begin, stride, strict=True)]
     window.width = [min(nodes, total - first) for nodes, first in zip(most, window.begin, strict=True)]
     if isinstance(step, Whole):
         window.move(step.state, outcome.asks)
@@ -110,7 +109,7 @@ def move(
         count=max(0, count),
         unsound=unsound,
         noise=None if window.ring is None else window.ring.at,
-        places=Places(old, end, window.begin, window.width, window.samples),
+        places=Places(end, window.samples),
     )
     window.move(state)
     return keep if dropped else None

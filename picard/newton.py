@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from picard.propagate import below, product, zeroed
+from picard.propagate import product, solve_blocks, zeroed
 from picard.shapes import Bool, Float
 from picard.tables import Coefficients
 from picard.window import State
@@ -63,9 +63,9 @@ def _carried(
     else:
         blocks = (at.b[:, :, :1] * at.inputs)[:, :, None, :, None] * jacobian[:, :, :, None]
     identity = torch.eye(dims, dtype=blocks.dtype, device=blocks.device)
-    system = below(blocks.addcmul_(at.a[:, :, None, :, None], identity[:, None]))
+    blocks.addcmul_(at.a[:, :, None, :, None], identity[:, None])
     right = residual.reshape(batch, -1, 1)
-    return (torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True) - right).view_as(residual)
+    return (solve_blocks(blocks, right) - right).view_as(residual)
 
 
 def whole(batch: int, nodes: int, dims: int) -> bool:

@@ -68,14 +68,18 @@ def weights(
     return torch.addcmul(a, b, slope.unfold(1, history + 1, 1).flip(2))
 
 
-def below(blocks: Float[Tensor, "batch nodes dims order dims"]) -> Float[Tensor, "batch unknowns unknowns"]:
-    """Write the part below the diagonal of the system `y[m] - sum_p blocks[m, p] y[m-1-p] = r[m]`.
-
-    The diagonal is one, and above it are zeros, whatever stands there.
+def solve_blocks(
+    blocks: Float[Tensor, "batch nodes dims order dims"], right: Float[Tensor, "*#batch unknowns columns"]
+) -> Float[Tensor, "batch unknowns columns"]:
+    """Solve `y[m] - sum_p blocks[m, p] y[m-1-p] = r[m]` as one triangular system.
 
     Args:
         blocks: `blocks[:, m, i, p, j]` is what number j of the unknown p + 1 places before m, of `dims` numbers, adds
             to its number i; those of unknowns before place 0 are dropped.
+        right: r, the numbers of all nodes below each other.
+
+    Returns:
+        The unknowns, likewise.
     """
     batch, nodes, dims = blocks.shape[:3]
     size, order = nodes * dims, min(blocks.shape[3], nodes - 1)
@@ -84,12 +88,8 @@ def below(blocks: Float[Tensor, "batch nodes dims order dims"]) -> Float[Tensor,
     # the row above, right of the diagonal.
     strides, first = (size**2, (size + 1) * dims, size, dims, 1), (size + 1 - order) * dims
     band = system.as_strided((batch, nodes - 1, dims, order, dims), strides, first)
-    band.copy_(-blocks[:, 1:, :, :order].flip(3))  # oldest first
-    return system
-
-
-def _below(weights: Float[Tensor, "batch nodes order"]) -> Float[Tensor, "batch nodes nodes"]:
-    return below(weights[:, :, None, :, None])
+    band.copy_(-blocks[:, 1:, :, :order].flip(3))  # oldest first; what is not below the diagonal is never read
+    return torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
 
 
 def _few(columns: int, nodes: int) -> bool:
@@ -103,7 +103,7 @@ def _solved(
     """Solve `y[m] - sum_p weights[m, p] y[m-1-p] = r[m]` for few columns."""
     nodes, order = weights.shape[1:]
     if torch.compiler.is_compiling() or len(right) * nodes**2 <= _WRITTEN:
-        return torch.linalg.solve_triangular(_below(weights), right, upper=False, unitriangular=True)
+        return solve_blocks(weights[:, :, None, :, None], right)
     right = right.clone()
     for node in range(1, nodes):
         for p in range(min(order, node)):
@@ -121,7 +121,7 @@ def response(weights: Float[Tensor, "batch nodes order"]) -> Float[Tensor, "batc
         The inverse, unit lower triangular: column j says how all unknowns answer to r[j].
     """
     identity = torch.eye(weights.shape[1], dtype=weights.dtype, device=weights.device)
-    return torch.linalg.solve_triangular(_below(weights), identity, upper=False, unitriangular=True)
+    return solve_blocks(weights[:, :, None, :, None], identity)
 
 
 def correct(
@@ -143,8 +143,8 @@ def correct(
     Returns:
         The new state after every node.
     """
-    nodes, inner = mapped.shape[1], mapped.shape[1] - 1
-    if inner == 0:
+    nodes = mapped.shape[1]
+    if nodes == 1:
         return mapped
     # Of all nodes, for a compiler to make it along with `mapped`; a zero in the matrix must not meet an infinity.
     residual = zeroed(mapped - z)

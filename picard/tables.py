@@ -111,7 +111,8 @@ def _inverse(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _instants(plan: Plan, dtype: torch.dtype) -> Float[Tensor, "nodes parts"]:
     """Split times into what a dtype holds and what it leaves, if it leaves anything."""
-    pace = plan.times[plan.stages :] - plan.times[: -plan.stages]
+    stages = plan.stages
+    pace = plan.times[stages:] - plan.times[:-stages]
     steady = bool((pace > 0).all()) or bool((pace < 0).all())
     times = plan.times if steady else torch.arange(plan.nodes, device="cpu").double()
     held = times.to(dtype).double()

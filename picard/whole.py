@@ -23,7 +23,7 @@ from picard.slide import slide
 from picard.tables import Tables
 from picard.window import Asks, State
 
-_NOWHERE = Places((), (), (), (), ())  # the host is not asked where the windows are
+_NOWHERE = Places((), ())  # the host is not asked where the windows are
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def adaptive(place: torch.device, *, alone: bool = True, **options: Any) -> tupl
 def told(place: torch.device) -> tuple[Tensor, ...]:
     rounds: list[picard.RoundInfo] = []
     ode(place, callback=rounds.append)
-    found = [one for info in rounds for one in (info.states, info.change, info.field()) if one is not None]
+    found = [one for info in rounds for one in (info.states, info.change, info.field())]
     assert len(found) == 3 * len(rounds)
     return tuple(one.clone() for one in found)
 

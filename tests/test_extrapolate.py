@@ -42,7 +42,7 @@ def ahead(values: Callable[[Plan], Tensor], method: str, count: int, grid: Tenso
         wanted=count,
         history=history,
         begin=torch.zeros_like(end),
-        final=end + min(count, prepared.plan.nodes - known) - 1,
+        final=end + min(count, plan.nodes - known) - 1,
         end=end,
         slot=end + history - 1,
         known=torch.zeros_like(past),
@@ -50,7 +50,7 @@ def ahead(values: Callable[[Plan], Tensor], method: str, count: int, grid: Tenso
         noise=None,
         diffusion=None,
         kick=None,
-        places=Places([0, 0], [known] * 2, [known] * 2, [min(count, plan.nodes - known)] * 2, [0, 1]),
+        places=Places([known] * 2, [0, 1]),
     )
     guess = Extrapolate(prepared.tables, (2,), plan.stages)
     held = past[:, -1:]
