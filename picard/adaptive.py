@@ -16,10 +16,11 @@ from picard.grid import check_times
 from picard.interpolate import slopes
 from picard.linearize import Linearization
 from picard.march import March
-from picard.number import check_count, check_limit, not_negative
+from picard.number import check_count, check_flags, check_limit, not_negative
 from picard.ode import ODE
 from picard.plan import Integrator
 from picard.problem import Problem
+from picard.progress import Progress
 from picard.registry import resolve
 from picard.solution import Solution
 
@@ -38,6 +39,7 @@ def adaptive(
     linearization: str | Linearization = "secant",
     compile: bool | Mapping[str, Any] = False,  # noqa: A002  # as in `solve`
     save: Literal["times", "all", "last"] = "times",
+    progress: bool = False,
 ) -> Solution:
     """Solve an ODE parallel in time, by steps chosen such that the error of every one stays within a tolerance.
 
@@ -64,6 +66,7 @@ def adaptive(
         linearization: as for `solve`. `"newton"` takes far fewer rounds for equations of few unknowns.
         compile: as for `solve`.
         save: which states to return: those at `times`, after all steps, or the last.
+        progress: whether to show a tqdm bar of the percentage of the time that is solved.
 
     Returns:
         The solution. Its `stats` count all attempts, with what was thrown away.
@@ -77,6 +80,7 @@ def adaptive(
         NotConvergedError: if `max_steps` is reached, or no step is short enough; carries the solution so far.
     """
     started = time.perf_counter()
+    check_flags(progress=progress)
     if not isinstance(problem, Problem) or not isinstance(problem.alone, ODE):
         msg = f"adaptive needs a picard.ODE; given {describe(problem)}: write picard.solve on a grid for other problems"
         raise InvalidProblemError(msg)
@@ -103,8 +107,9 @@ def adaptive(
         or problem.together(lambda: slopes(problem.alone, times[:1], problem.x0[None], rows).requires_grad)
     )
     march = March(problem, times, stops, integrator, control, options, started, all_states=wanted or save == "all")
-    with torch.no_grad():
+    with torch.no_grad(), Progress(100, enabled=progress, unit="%") as bar:
         march.begin(None if first_step is None else not_negative("first_step", first_step))
         while march.at != stops[-1]:
             march.go_on(most)
+            bar.show(lambda: int(100 * march.share))
     return march.with_gradient(save) if wanted else march.solution(save)

@@ -80,6 +80,11 @@ class March:
         self._rounds = self._evaluations = self._syncs = 0
         self._residual = self._state.new_zeros(len(self._state), dtype=torch.float32)
 
+    @property
+    def share(self) -> float:
+        """Share of the time that is solved."""
+        return (self._sign * self.at - self._stops[0]) / (self._stops[-1] - self._stops[0])
+
     def begin(self, first_step: float | None) -> None:
         """Begin with steps of a length that is given or guessed."""
         self._step = first_step or self._control.first(self._state, self._slope)

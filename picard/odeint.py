@@ -36,7 +36,7 @@ from picard.tolerance import RelAbs
 
 _OPTIONS = ("step_size", "grid_constructor", "interp", *SOLVER_OPTIONS)
 _ADAPTIVE_OPTIONS = {"first_step": "first_step", "max_num_steps": "max_steps"}
-_ADAPTIVE_OPTIONS |= {name: name for name in ("window", "max_rows", "linearization", "compile")}
+_ADAPTIVE_OPTIONS |= {name: name for name in ("window", "max_rows", "linearization", "compile", "progress")}
 _CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 _METHODS = {
@@ -91,9 +91,9 @@ def odeint(
         method: `"dopri5"` (the default), `"dopri8"`, `"bosh3"`, `"fehlberg2"`, `"adaptive_heun"`, which choose their
             steps; `"euler"`, `"midpoint"`, `"heun2"`, `"heun3"`, `"rk4"` (the 3/8 rule, as in torchdiffeq), or an
             integrator, which step over a grid.
-        options: for adaptive methods `first_step`, `max_num_steps`, `window`, `max_rows`, `linearization` and
-            `compile`, see `adaptive`. For fixed steps `step_size` or `grid_constructor(func, y0, t)` for a grid other
-            than t, `interp` (`"linear"` or `"cubic"`) between its points; and of `solve`: `window`, `max_rows`,
+        options: for adaptive methods `first_step`, `max_num_steps`, `window`, `max_rows`, `linearization`, `compile`
+            and `progress`, see `adaptive`. For fixed steps `step_size` or `grid_constructor(func, y0, t)` for a grid
+            other than t, `interp` (`"linear"` or `"cubic"`) between its points; and of `solve`: `window`, `max_rows`,
             `max_rounds`, `tolerance`, `linearization`, `guess`, `sync_every`, `compile`, `cuda_graph`, `callback`,
             `progress`, `throw`; with `throw=False` the states after a failure are NaN. For all, `rows=True` if func
             takes rows itself, t (rows,) and y (rows, *state), which gives every sample of the batch y0 (batch, *state)

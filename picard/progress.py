@@ -59,8 +59,13 @@ Callback = Callable[[RoundInfo], object]
 class Progress:
     """A tqdm bar in steps converged, summed over the batch; it does nothing unless it is enabled."""
 
-    def __init__(self, total: int, *, enabled: bool) -> None:
+    def __init__(self, total: int, *, enabled: bool, unit: str = "step") -> None:
         """Open the bar.
+
+        Args:
+            total: what it counts up to.
+            enabled: whether there is a bar.
+            unit: what it counts.
 
         Raises:
             MissingDependencyError: if it is enabled and tqdm is not installed.
@@ -71,10 +76,10 @@ class Progress:
                 from tqdm.auto import tqdm
             except ImportError as error:
                 raise MissingDependencyError("tqdm") from error
-            self._bar = tqdm(total=total, unit="step")
+            self._bar = tqdm(total=total, unit=unit)
 
     def show(self, done: Callable[[], int]) -> None:
-        """Show how many steps have converged in all, which is worked out only for a bar."""
+        """Show how much is done in all, which is worked out only for a bar."""
         if self._bar is not None:
             self._bar.update(done() - self._bar.n)
 

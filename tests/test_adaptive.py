@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -259,6 +260,19 @@ def test_what_a_solve_has_cost_is_counted() -> None:
     assert stats.host_syncs > stats.rounds - 3  # one a round, and one for every batch of errors
 
 
+@pytest.mark.parametrize("way", [1, -1])
+def test_the_progress_bar_says_what_share_of_the_time_is_solved(way: int, capsys: pytest.CaptureFixture[str]) -> None:
+    problem = kepler()
+    silent = picard.adaptive(problem, ends(1, 1 + way * 6))
+    assert capsys.readouterr().err == ""
+    shown = picard.adaptive(problem, ends(1, 1 + way * 6), progress=True)
+    percentages = [int(found) for found in re.findall(r"(\d+)%\|", capsys.readouterr().err)]
+    assert percentages[0] == 0
+    assert percentages[-1] == 100
+    assert percentages == sorted(percentages)
+    assert torch.equal(shown.final, silent.final)
+
+
 def test_rows_are_split() -> None:
     rows: list[int] = []
 
@@ -341,6 +355,7 @@ REFUSALS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "no steps": (solved(max_steps=0), InvalidProblemError, "max_steps must be an integer of at least 1"),
     "a window to measure": (solved(window="auto"), InvalidProblemError, "window must be an integer"),
     "what to save": (solved(save="every"), InvalidProblemError, "unknown save 'every'"),
+    "progress": (solved(progress=1), InvalidProblemError, "progress must be True or False"),
     "a list of times": (solved(times=[0.0, 1.0]), InvalidGridError, r"torch\.as_tensor\(times\)"),
     "one time": (solved(times=ends(0)), InvalidGridError, "at least two points"),
     "times that turn": (solved(times=ends(0, 2, 1)), InvalidGridError, "strictly"),
