@@ -19,6 +19,7 @@ from picard.prepare import Prepared
 from picard.problem import Problem
 from picard.rows import Rows, evaluate, kicked
 from picard.shapes import Float, Int
+from picard.transforms import asking
 
 
 def adjoint_plan(plan: Plan, saved: Sequence[int]) -> Plan:
@@ -113,7 +114,8 @@ class FieldAtNodes:
                 msg = (
                     "the model must depend on the same tensors at every time and sample, as its first row tells them; "
                     f"elsewhere it depends on {describe(leaf)} too, whose gradient would be lost: add 0 * tensor.sum() "
-                    "to what the model returns, or hand the tensor over in cond"
+                    "to what the model returns, or hand the tensor over in cond; if the model makes it of its state, "
+                    "write x.requires_grad_() without detach"
                 )
                 raise NotSupportedError(msg)
 
@@ -174,19 +176,6 @@ def leaves(value: Tensor) -> list[Tensor]:
             leaves.append(getattr(function, "variable"))  # noqa: B009  # only leaves have it, which torch does not declare
         todo.extend(after for after, _ in function.next_functions if after is not None)
     return leaves
-
-
-def asking(tensor: Tensor) -> Tensor:
-    """Make a fresh tensor ask for a gradient, also while a `torch.func` transform is active.
-
-    Transforms forbid it, lest users expect a captured tensor to be tracked; here the tensor never leaves this package.
-    """
-    try:
-        from torch._functorch.eager_transforms import enable_inplace_requires_grad
-    except ImportError:  # private to torch: without it, only gradients inside torch.func are lost
-        return tensor.requires_grad_()
-    with enable_inplace_requires_grad(True):
-        return tensor.requires_grad_()
 
 
 def draw_everything(prepared: Prepared, batch: int) -> Tensor | None:

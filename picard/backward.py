@@ -24,6 +24,7 @@ from picard.shapes import Float
 from picard.tables import Tables
 from picard.tolerance import NoiseRatio, RelAbs, Tolerance
 from picard.trajectory import Trajectory
+from picard.transforms import asking
 
 logger = logging.getLogger("picard")
 _TIGHT = 1e-8  # where no relative accuracy is asked for: below any error the states leave, for a few rounds more
@@ -151,7 +152,7 @@ class Costates(Trajectory):
             vector += torch.where(node >= p, weight, 0).reshape(-1, *[1] * (vector.ndim - 1)) * earlier
         forward = self._plan.nodes - 1 - node
         with torch.enable_grad():
-            value = self._field_at(forward, sample, self._states(forward, sample))
+            value = self._field_at(forward, sample, asking(self._states(forward, sample)))  # as that of the adjoint
         if not value.requires_grad:
             return
         part = torch.autograd.grad(

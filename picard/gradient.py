@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from picard.adjoint import FieldAtNodes, asking, draw_everything, leaves
+from picard.adjoint import FieldAtNodes, draw_everything, leaves
 from picard.backward import solve_backward
 from picard.conditioning import map_tensors
 from picard.engine import Setup
-from picard.errors import InvalidProblemError, NotSupportedError
+from picard.errors import InvalidProblemError
+from picard.higher import Gradient, Leaves, Many, Sequentially, differentiable
 from picard.prepare import Prepared
 from picard.recall import Recall, recallable
 from picard.solution import Solution
 from picard.trajectory import Trajectory, check_save
+from picard.transforms import asking, check_single, check_tracked, transforms
 
 Solve = Callable[[Tensor, Trajectory], Solution]
 _CHANGED = (0.005, 0.05)  # far above the rounding of TF32 and of half precision
@@ -60,10 +61,20 @@ def differentiation(setup: Setup, prepared: Prepared) -> Differentiation:
     cond = map_tensors(prepared.problem.conditioning(), detached)
     x0 = prepared.problem.x0.detach()
     noise = None if prepared.draw is None else prepared.draw([0], [0])[None]
+    captured, value = _captured(FieldAtNodes(setup, noise, cond), x0[:1], copies)
+    return Differentiation([*inputs, *captured], [*copies, *captured], cond, value)
+
+
+def _captured(field_at: FieldAtNodes, x: Tensor, copies: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Find the leaves that a field captures, none of the copies that it is given; return its value at the start, too.
+
+    The state asks for a gradient, as in the backward pass: a model that differentiates may make it do so otherwise.
+    """
+    start = asking(x.clone())
     with torch.enable_grad():
-        value = _at_start(FieldAtNodes(setup, noise, cond), x0[:1])
-    captured = [leaf for leaf in leaves(value) if not any(leaf is copy for copy in copies)]
-    return Differentiation([*inputs, *captured], [*copies, *captured], cond, value.detach().clone())
+        value = _at_start(field_at, start)
+    captured = [leaf for leaf in leaves(value) if not any(leaf is own for own in (start, *copies))]
+    return captured, value.detach().clone()
 
 
 def _at_start(field_at: FieldAtNodes, x: Tensor) -> Tensor:
@@ -89,7 +100,9 @@ def solve_with_gradient(setup: Setup, prepared: Prepared, save: Any, by: Differe
     start = x0.detach()
     trajectory = Trajectory(plan, start, save, keep="grid" if recallable(plan) else "nodes")
     solution = run(start, trajectory)  # in `forward`, torch.func could not lift a model that captures tensors
-    task = _Task(setup, prepared, save, by, trajectory.slots)
+    kind = x0.device.type
+    mixed = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    task = _Task(setup, prepared, save, by, trajectory.slots, mixed, transforms())
     apply: Any = _Implicit.apply
     ys, final = apply(task, trajectory.states, x0, *by.inputs)
     return replace(solution, ys=ys, final=final)
@@ -101,6 +114,8 @@ class _Task:
 
     Attributes:
         slots: where among the states kept those asked for are.
+        mixed: whether the solve ran under autocast, and the dtype of that.
+        transforms: transforms of `torch.func` that it ran in.
     """
 
     setup: Setup
@@ -108,6 +123,8 @@ class _Task:
     save: Any
     by: Differentiation
     slots: list[int]
+    mixed: tuple[bool, torch.dtype]
+    transforms: int
 
 
 class _Implicit(torch.autograd.Function):
@@ -127,26 +144,51 @@ class _Implicit(torch.autograd.Function):
         ctx.save_for_backward(states, *inputs_by)
 
     @staticmethod
-    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # as torch documents it
         ctx: Any, by_ys: Tensor | None, by_final: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    ) -> Many:
         """Solve the adjoint recurrence backward in time."""
         task: _Task = ctx.task
+        check_single(by_ys, by_final)
         kept, *_ = ctx.saved_tensors
-        prepared, plan = task.prepared, task.prepared.plan
-        noise = draw_everything(prepared, kept.shape[1]) if prepared.problem.noise_in_field else None
-        field_at = FieldAtNodes(task.setup, noise, task.by.cond, task.by.stand_ins)
-        _check_tracked(task.by.stand_ins)
-        _check_unchanged(field_at, kept[0][:1], task.by.start)
-        points = check_save(task.save, plan.steps)
-        nodes = plan.grid_nodes[points].tolist()
-        direct = {} if by_ys is None else {node: by_ys[slot] for slot, node in enumerate(nodes)}
-        last = [one for one in (by_final, direct.pop(plan.nodes, None)) if one is not None]
-        start = sum(last, torch.zeros_like(kept[0])).to(prepared.wide)
-        wanted = task.by.stand_ins if ctx.wants_inputs else []
-        by_start, by_inputs = solve_backward(field_at, Recall(field_at, kept), start, direct, wanted)
-        return (None, None, by_start.to(kept.dtype), *by_inputs)
+        enabled, dtype = task.mixed
+        with torch.autocast(kept.device.type, dtype, enabled):  # the model must be that of the solve
+            with torch.no_grad():
+                found = _gradient(task, kept, by_ys, by_final, wants_inputs=ctx.wants_inputs)
+            if torch.is_grad_enabled():
+                found = _differentiable(task, found, kept[0][:1], by_ys, by_final)
+        return (None, None, *found)
+
+
+def _gradient(task: _Task, kept: Tensor, by_ys: Tensor | None, by_final: Tensor | None, *, wants_inputs: bool) -> Many:
+    """Solve the adjoint recurrence; return the gradients by the initial state and by all inputs."""
+    prepared, plan = task.prepared, task.prepared.plan
+    noise = draw_everything(prepared, kept.shape[1]) if prepared.problem.noise_in_field else None
+    check_tracked(task.by.stand_ins)
+    # Outside of a transform it ran in, tensors that it did not track are tracked again; none of them is asked for.
+    known = task.by.stand_ins if transforms() == task.transforms else None
+    field_at = FieldAtNodes(task.setup, noise, task.by.cond, known)
+    _check_unchanged(field_at, kept[0][:1], task.by.start)
+    points = check_save(task.save, plan.steps)
+    nodes = plan.grid_nodes[points].tolist()
+    direct = {} if by_ys is None else {node: by_ys[slot] for slot, node in enumerate(nodes)}
+    last = [one for one in (by_final, direct.pop(plan.nodes, None)) if one is not None]
+    start = sum(last, torch.zeros_like(kept[0])).to(prepared.wide)
+    wanted = task.by.stand_ins if wants_inputs else []
+    by_start, by_inputs = solve_backward(field_at, Recall(field_at, kept), start, direct, wanted)
+    return (by_start.to(kept.dtype), *by_inputs)
+
+
+def _differentiable(task: _Task, found: Many, x: Tensor, by_ys: Tensor | None, by_final: Tensor | None) -> Many:
+    """Let the gradients found be differentiated; `x` is the first sample's initial state, shape (1, *state)."""
+    inputs, tensors = task.by.inputs, task.by.stand_ins
+    if not inputs and transforms() < task.transforms:  # tensors that a transform did not track, which is over
+        inputs = tensors = _captured(FieldAtNodes(task.setup, None, task.by.cond), x, [])[0]
+    states = Sequentially(task.prepared, task.save, task.setup.max_rows, task.by.cond)
+    gradient = Gradient(states, 1, Leaves(tensors, task.transforms))
+    given = (task.prepared.problem.x0, by_ys, by_final)
+    missing = (None,) * (1 + len(inputs) - len(found))
+    return differentiable(gradient, (*found, *missing), given, inputs)[: len(found)]
 
 
 def _check_unchanged(field_at: FieldAtNodes, x: Tensor, before: Tensor) -> None:
@@ -165,19 +207,3 @@ def _check_unchanged(field_at: FieldAtNodes, x: Tensor, before: Tensor) -> None:
             "call backward() before what it reads is changed, or give that to the problem as cond={...}"
         )
         raise InvalidProblemError(msg)
-
-
-def _check_tracked(inputs: Sequence[Tensor]) -> None:
-    """Check that tensors still ask for a gradient: those of `torch.func` do so inside of its transforms only.
-
-    Raises:
-        NotSupportedError: if they do not.
-    """
-    with torch.enable_grad():
-        tracked = all(one.view_as(one).requires_grad for one in inputs)  # which they say of themselves ever after
-    if not tracked:
-        msg = (
-            "torch.func.vjp and jacrev go backward once their tensors are no longer tracked, so gradients of a solve "
-            "by parameters or conditioning would be lost: write torch.func.grad, or torch.autograd.grad"
-        )
-        raise NotSupportedError(msg)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -66,7 +66,12 @@ def sequential(
 
 
 def follow(
-    prepared: Prepared, x0: Tensor, trajectory: Trajectory, bar: Progress, max_rows: int | None = None
+    prepared: Prepared,
+    x0: Tensor,
+    trajectory: Trajectory,
+    bar: Progress,
+    max_rows: int | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> tuple[Solution, NonFiniteError | None]:
     """Go from node to node.
 
@@ -76,6 +81,7 @@ def follow(
         trajectory: is filled.
         bar: is told the steps done.
         max_rows: rows one model call may hold.
+        given: conditioning in place of the problem's.
 
     Returns:
         The solution, and the error to raise if it is not finite.
@@ -83,7 +89,8 @@ def follow(
     started = time.perf_counter()
     plan, tables = prepared.plan, prepared.tables
     batch, samples = len(x0), list(range(len(x0)))
-    cond = Conditioning(prepared.problem.conditioning(), batch).of(None, torch.arange(batch, device="cpu"))
+    conditioning = Conditioning(prepared.problem.conditioning() if given is None else given, batch)
+    cond = conditioning.of(None, torch.arange(batch, device="cpu"))
     times, c = plan.times.to(tables.times.dtype).tolist(), plan.c.tolist()
     # Values and states take turns, newest first; the field is evaluated before its value is there.
     weights = torch.stack([plan.b, plan.a], 2).flatten(1).tolist()

@@ -263,6 +263,59 @@ def test_a_compiled_drift_keeps_its_gradient() -> None:
     assert frames, "nothing was compiled"
 
 
+def requires_grad(x: Tensor) -> Tensor:
+    x.requires_grad_()
+    return x
+
+
+ASKING: dict[str, Callable[[Tensor], Tensor]] = {
+    "as it is": requires_grad,
+    "a copy": lambda x: x.clone().requires_grad_(),
+    "if it does not": lambda x: x if x.requires_grad else x.requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("way", ASKING)
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_model_that_differentiates_by_its_state(way: str, trained: bool) -> None:
+    torch.manual_seed(0)
+    energy = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double().requires_grad_(trained)
+    x0 = normal(3, 2).requires_grad_()
+
+    def hamiltonian(t: Tensor, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = ASKING[way](x)
+            (slope,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
+        return torch.stack([slope[:, 1], -slope[:, 0]], 1)
+
+    inputs = [x0, *[one for one in energy.parameters() if one.requires_grad]]
+    if trained:
+        inputs.pop()  # an energy's constant term moves nothing
+    agree(lambda: picard.ODE(hamiltonian, x0), times(), "rk4", inputs)
+    agree(lambda: picard.ODE(hamiltonian, x0), times(), "rk4", inputs, window=1)
+    steps = picard.adaptive(picard.ODE(hamiltonian, x0), times(1), save="all")
+    expected = torch.autograd.grad(
+        loss(picard.sequential(picard.ODE(hamiltonian, x0), steps.ts, method="dopri5", save="all")), inputs
+    )
+    torch.testing.assert_close(torch.autograd.grad(loss(steps), inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_solve_under_autocast_goes_backward_under_it(seed: int) -> None:
+    torch.manual_seed(seed)
+    net, x0 = nn.Linear(64, 64), torch.randn(8, 64)
+    gradients = []
+    for inside in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            drift = picard.ODE(lambda t, x: torch.tanh(net(x)).float(), x0)
+            final = picard.solve(drift, times(10).float(), method="rk4", tolerance=1e-3).final.square().mean()
+            if inside:
+                gradients.append(torch.autograd.grad(final, net.weight)[0])
+        if not inside:
+            gradients.append(torch.autograd.grad(final, net.weight)[0])
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
 def test_without_gradients_nothing_is_added() -> None:
     net, x0 = Net(), normal(3, 4)
     with torch.no_grad():

@@ -1,0 +1,150 @@
+"""Higher derivatives: the gradient of a solve is differentiated as that of the sequential solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from picard.errors import NotSupportedError
+from picard.prepare import Prepared
+from picard.progress import Progress
+from picard.sequential import follow
+from picard.trajectory import Trajectory
+from picard.transforms import asking, transforms
+
+Maybe = Tensor | None
+Many = tuple[Maybe, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Leaves:
+    """Tensors a field depends on besides the state, to be differentiated by where they are.
+
+    Attributes:
+        tensors: leaves that ask for a gradient.
+        transforms: transforms of `torch.func` that they were found in.
+    """
+
+    tensors: Sequence[Tensor]
+    transforms: int
+
+    def check(self) -> None:
+        """Check that they are still there.
+
+        Raises:
+            NotSupportedError: if they belonged to a transform that is over.
+        """
+        if self.tensors and transforms() != self.transforms:
+            msg = (
+                "second derivatives of a solve by parameters or conditioning are not offered inside torch.func, which "
+                "forgets these: write torch.autograd.grad(..., create_graph=True)"
+            )
+            raise NotSupportedError(msg)
+
+
+@dataclass(frozen=True, eq=False)
+class Sequentially:
+    """The states that the sequential solver finds, as a function of the initial state.
+
+    Attributes:
+        prepared: the problem on its grid.
+        save: as for `solve`.
+        max_rows: rows one model call may hold.
+        cond: conditioning, made of leaves.
+    """
+
+    prepared: Prepared
+    save: Any
+    max_rows: int | None
+    cond: Mapping[str, Any]
+
+    def __call__(self, x0: Tensor) -> Many:
+        """Return the states asked for, and the last one."""
+        prepared = replace(self.prepared, problem=self.prepared.problem.alone)
+        with Progress(0, enabled=False) as bar:
+            trajectory = Trajectory(prepared.plan, x0, self.save)
+            solution, error = follow(prepared, x0, trajectory, bar, self.max_rows, self.cond)
+        if error is not None:
+            raise error
+        return solution.ys, solution.final
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """The gradient of a function by its arguments and by leaves, as a function of those and of the loss's gradient.
+
+    Attributes:
+        function: the function.
+        arguments: how many it takes.
+        leaves: what it depends on besides.
+    """
+
+    function: Callable[..., Many]
+    arguments: int
+    leaves: Leaves
+
+    def __call__(self, *given: Any, create_graph: bool = True) -> Many:
+        """Differentiate.
+
+        Args:
+            given: arguments that ask for a gradient and depend on nothing, then the loss's gradient by every result.
+            create_graph: whether the gradient will be differentiated.
+        """
+        arguments, by = given[: self.arguments], given[self.arguments :]
+        pairs = [(out, one) for out, one in zip(self.function(*arguments), by, strict=True) if one is not None]
+        pairs = [(out, one) for out, one in pairs if out is not None and out.requires_grad]
+        inputs = [*arguments, *self.leaves.tensors]
+        there = [one for one in inputs if one is not None]
+        if not pairs:
+            return (None,) * len(inputs)
+        results, by = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(results, there, by, create_graph=create_graph, allow_unused=True))
+        return tuple(None if one is None else next(found) for one in inputs)
+
+
+class Differentiable(torch.autograd.Function):
+    """Forward: a gradient as it was found. Backward: the derivative of what the sequential solver has for it."""
+
+    @staticmethod
+    def forward(_: Gradient, found: Many, *__: Maybe) -> Many:
+        """Pass on the gradient."""
+        return found
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Many) -> None:  # noqa: ARG004
+        """Keep what the gradient depends on: what it was given, and the leaves' originals."""
+        ctx.gradient, _, *depends = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*depends)
+
+    @staticmethod
+    def backward(ctx: Any, *by: Maybe) -> Many:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Differentiate by all of that."""
+        leaves: Leaves = ctx.gradient.leaves
+        leaves.check()
+        split = len(ctx.saved_tensors) - len(leaves.tensors)
+        given, originals = (*ctx.saved_tensors[:split], *by), ctx.saved_tensors[split:]
+        derivative = Gradient(ctx.gradient, split, leaves)
+        with torch.enable_grad():
+            stand_ins = [None if one is None else asking(one.detach()) for one in given]
+            found = derivative(*stand_ins, create_graph=False)
+        if torch.is_grad_enabled():
+            found = differentiable(derivative, found, given, originals)
+        return (None, None, *found)
+
+
+def differentiable(gradient: Gradient, found: Many, given: Sequence[Maybe], originals: Sequence[Tensor]) -> Many:
+    """Let a gradient that was found be differentiated.
+
+    Args:
+        gradient: the function that it is the value of.
+        found: its value.
+        given: what it was given.
+        originals: what the leaves are copies of, or they themselves.
+    """
+    apply: Any = Differentiable.apply
+    return apply(gradient, found, *given, *originals)
