@@ -45,7 +45,8 @@ class Extrapolate(Hold):
         nodes = (first - stages)[..., None, None] + stage[:, None] - stages * back[:, :, None]
         slots = (nodes.flatten(1) - start).clamp_min(0)
         values = entering.field.at(slots).unflatten(1, nodes.shape[1:])
-        new = first + torch.arange(-(-entering.wanted // stages) * stages, device=first.device)  # of whole steps
+        # Of whole steps, and of one more than needed: a compiler would make other code where none is left over.
+        new = first + torch.arange((entering.wanted // stages + 1) * stages, device=first.device)
         times = self._times(torch.cat([nodes.flatten(1), new], 1))
         points, at = times[:, : slots.shape[1]].unflatten(1, nodes.shape[1:]), times[:, slots.shape[1] :]
         points, earlier_points = points[..., None, :].unbind(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from dataclasses import replace
 
@@ -14,6 +15,8 @@ from picard.problem import Problem
 from picard.propagate import product, zeroed
 from picard.rows import Rows, evaluate, kicked
 from picard.shapes import Float
+
+_ALONE = threading.RLock()  # PyTorch differentiates forwards one at a time in a process, whatever its threads
 
 
 def differentiate(
@@ -43,7 +46,7 @@ def differentiate(
         columns = evaluate(problem, replace(rows, x=along), max_rows)[0].reshape(-1, dims, dims)
         value = product(columns.mT, x[::dims].reshape(-1, dims, 1)).view_as(x[::dims])
         return value, None, zeroed(columns.mT.contiguous())
-    with torch.inference_mode(mode=False), torch.no_grad(), dual_level():
+    with _ALONE, torch.inference_mode(mode=False), torch.no_grad(), _level():
         with warnings.catch_warnings():  # the first time, PyTorch loads code of its own that it has deprecated
             warnings.simplefilter("ignore", DeprecationWarning)
             x = make_dual(x.clone(), along.clone())  # tensors made in inference mode have no derivatives
@@ -63,3 +66,20 @@ def differentiate(
         value = unpack_dual(value).primal[::dims].contiguous()
         diffusion = None if diffusion is None else unpack_dual(diffusion).primal[::dims].contiguous()
     return value, diffusion, zeroed(columns.mT.contiguous())
+
+
+def _level() -> dual_level:
+    """Begin to differentiate forwards.
+
+    Raises:
+        NotSupportedError: if that is going on around a solve.
+    """
+    from torch.autograd import forward_ad
+
+    if forward_ad._current_level >= 0:
+        msg = (
+            "linearization='newton' differentiates forwards, which PyTorch does not do within jvp, jacfwd or a "
+            "dual_level: write linearization='secant', and picard.sequential for a derivative of the solve"
+        )
+        raise NotSupportedError(msg)
+    return dual_level()

@@ -185,13 +185,14 @@ def hold(
         The state after every new node.
     """
     nodes, order = a.shape[1:]
-    few = _few(z.shape[2], 4 * nodes)  # without a product to save, it pays for longer
+    compiling = torch.compiler.is_compiling()
+    # Without a product to save, it pays for longer; a compiler would make code for sizes between the two bounds, too.
+    few = _few(z.shape[2], nodes if compiling else 4 * nodes)
     if held.shape[1] < nodes and not few:  # then what follows is a combination of a few vectors, and of the noise
         unit = torch.eye(2 * order, dtype=z.dtype, device=z.device).expand(len(z), -1, -1)
         shares = hold(a, b, unit[:, :order], unit[:, order:-1], unit[:, -1:].expand(-1, nodes, -1), None, None)
         given = torch.cat([z, values, held], 1)
-        compiling = torch.compiler.is_compiling()  # then this is worked out where it is used
-        after = (shares[..., None] * given[:, None]).sum(2) if compiling else product(shares, given)
+        after = product(shares, given) if not compiling else (shares[..., None] * given[:, None]).sum(2)  # where used
         return after if c is None or noise is None else after.baddbmm_(response(a), c[..., None] * noise)
     held = held.expand(-1, nodes, -1)
     known = torch.cat([z, z.new_zeros(len(z), nodes - 1, z.shape[2])], 1)

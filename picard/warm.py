@@ -16,6 +16,7 @@ from picard.shapes import Float
 from picard.tables import Tables
 
 _POINTS = 6  # grid points of the polynomial that gives slopes: their error is then far below that of a stage
+_UNEVEN = 1e3  # where steps around a node differ by so much, it would be made of rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,15 +112,20 @@ def _fill_stages(plan: Plan, tables: Tables, points: Tensor, states: Tensor) -> 
 
 
 def _slopes(plan: Plan, points: Float[Tensor, "points batch dims"]) -> Float[Tensor, "nodes batch dims"]:
-    """Differentiate the polynomials through the grid points around every node."""
+    """Differentiate the polynomials through the grid points around every node; through two where steps are uneven."""
     knots = _knots(plan)
     count = min(_POINTS, len(knots))
     first = (plan.step - (count // 2 - 1)).clamp(0, len(knots) - count)
     place = first[:, None] + torch.arange(count, device="cpu")
-    away = knots[place] - plan.times[:, None]
+    gaps = knots[place].diff(dim=1).abs()
+    even = (gaps.amax(1) < _UNEVEN * gaps.amin(1))[:, None]
+    away = torch.where(even, knots[place] - plan.times[:, None], place.to(knots.dtype))
     unit = away.abs().amax(1, keepdim=True)
     powers = (away / unit)[:, None] ** torch.arange(count, device="cpu")[:, None]
     weights = torch.linalg.inv(powers)[:, :, 1] / unit  # the values that make the polynomial t, and no other power
+    step = plan.step[:, None]
+    chord = ((place == step + 1).to(knots.dtype) - (place == step).to(knots.dtype)) / knots.diff()[step]
+    weights = torch.where(even, weights, chord)
     weights, place = send(weights.to(points.dtype), points), send(place, points)
     return sum((weights[:, k, None, None] * points[place[:, k]] for k in range(count)), torch.zeros_like(points[:1]))
 

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -120,6 +121,16 @@ def plan_actions(family: str, backend: str) -> dict[str, Any]:
     }
 
 
+def made(backend: str) -> list[int]:
+    """Count what is compiled for windows of one size after the other."""
+    counters, found = torch._dynamo.utils.counters, [0]
+    for window in (8, 9, 12, 11, 20, 8):
+        twins = picard.ODE(lambda t, x: torch.tanh(x) - x.flip(-1), torch.tensor([[1.0, 0.5]] * 2, dtype=F64))
+        picard.solve(twins, times(10 + window), method="rk4", window=window, compile={"backend": backend})
+        found.append(counters["stats"]["unique_graphs"])
+    return [after - before for before, after in pairwise(found)]
+
+
 POLICIES = {"policy": "unet-global", "inpainting": "unet-inpaint"}
 OTHERS: dict[str, Callable[[str], dict[str, Any]]] = {
     **{name: partial(compare, name) for name in WARM},
@@ -127,11 +138,13 @@ OTHERS: dict[str, Callable[[str], dict[str, Any]]] = {
     **{name: partial(plan_actions, family) for name, family in POLICIES.items()},
 }
 
+COUNTS = {"windows": made}
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     backend, *chosen = sys.argv[1:]
     found = {
-        name: OTHERS[name](backend) if name in OTHERS else compare(name, backend)
+        name: {**OTHERS, **COUNTS}[name](backend) if name in {*OTHERS, *COUNTS} else compare(name, backend)
         for name in chosen or (*CASES, *OTHERS)
     }
     sys.stdout.write(json.dumps(found) + "\n")

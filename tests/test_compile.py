@@ -90,6 +90,12 @@ def test_large_systems_of_newtons_method_are_not_compiled() -> None:
         assert solution.success
 
 
+def test_code_is_made_for_two_kinds_of_windows_and_no_more() -> None:
+    made = run("eager", "windows")["windows"]
+    assert made[:2] == [1, 1]  # these sizes, and any
+    assert made[2:] == [0] * 4  # whole steps or not, few nodes or many
+
+
 def test_a_compiler_that_counts_is_asked_anew() -> None:
     """It makes code for so many kinds of sizes and no more: those of other solves do not count, nor end this one."""
     from torch._dynamo import config, exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -191,6 +192,26 @@ def test_a_model_without_a_derivative_forwards_is_refused() -> None:
     assert picard.solve(problem, times(20), method="euler").success
     with pytest.raises(picard.NotSupportedError, match=r"differentiate forwards.*linearization='secant'"):
         picard.solve(problem, times(20), method="euler", linearization="newton")
+
+
+def test_threads_solve_at_once() -> None:
+    """PyTorch differentiates forwards one at a time in a process."""
+
+    def solve(seed: int) -> Tensor:
+        problem = picard.ODE(lambda t, x: torch.tanh(2 * x) - x.flip(-1), start(2, 3) + seed)
+        return picard.solve(problem, times(100), method="rk4", tolerance=1e-8, linearization="newton").final
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(solve, range(12)))
+    assert all(torch.equal(one, solve(seed)) for seed, one in enumerate(found))
+
+
+def test_derivatives_around_a_solve_are_refused() -> None:
+    def final(x: Tensor) -> Tensor:
+        return picard.solve(picard.ODE(lambda t, x: -x, x), times(10), method="rk4", linearization="newton").final
+
+    with pytest.raises(picard.NotSupportedError, match=r"picard\.sequential"):
+        torch.func.jvp(final, (start(2, 3),), (start(2, 3),))
 
 
 def test_a_model_that_hides_its_derivative_is_solved_without() -> None:

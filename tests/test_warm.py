@@ -37,6 +37,18 @@ def test_the_sequential_solution_costs_as_few_rounds_as_there_can_be(method: str
         torch.testing.assert_close(warm.final, known.final, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("small", [1e-2, 1e-4, 1e-6, 1e-9])
+@each_stage
+def test_steps_of_very_different_lengths(method: str, small: float) -> None:
+    lengths = torch.ones(20, dtype=F64)
+    lengths[5:10] = small
+    grid = torch.cat([torch.zeros(1, dtype=F64), lengths.cumsum(0)]) / 15
+    known = picard.sequential(pendulum(), grid, method=method, save="all")
+    cold, warm = (picard.solve(pendulum(), grid, method=method, tolerance=1e-6, guess=g) for g in (None, known))
+    assert warm.stats.rounds <= cold.stats.rounds
+    torch.testing.assert_close(warm.final, known.final, rtol=1e-5, atol=1e-5)
+
+
 @each_stage
 def test_an_unfinished_solution_is_used_as_far_as_it_got(method: str) -> None:
     problem, grid = pendulum(), times(400)
