@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,14 @@ def send(values: Tensor | NDArray[Any] | Sequence[int], like: Tensor) -> Tensor:
 def on_host() -> AbstractContextManager[Any]:
     """Make tensors on the CPU where code that is not this package's does not say where, whatever the default device."""
     return nullcontext() if torch.empty(0).device.type == "cpu" else torch.device("cpu")
+
+
+def mixed_as_now(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """Return what sets autocast on a device to what it is now."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext
+    return partial(torch.autocast, kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
 
 
 def fetch(values: Tensor) -> Tensor:

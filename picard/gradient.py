@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from picard.adjoint import FieldAtNodes, draw_everything, leaves
 from picard.backward import solve_backward
 from picard.conditioning import map_tensors
+from picard.device import mixed_as_now
 from picard.engine import Setup
 from picard.errors import InvalidProblemError
 from picard.higher import Gradient, Leaves, Many, Sequentially, differentiable
@@ -100,9 +102,7 @@ def solve_with_gradient(setup: Setup, prepared: Prepared, save: Any, by: Differe
     start = x0.detach()
     trajectory = Trajectory(plan, start, save, keep="grid" if recallable(plan) else "nodes")
     solution = run(start, trajectory)  # in `forward`, torch.func could not lift a model that captures tensors
-    kind = x0.device.type
-    mixed = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    task = _Task(setup, prepared, save, by, trajectory.slots, mixed, transforms())
+    task = _Task(setup, prepared, save, by, trajectory.slots, mixed_as_now(x0.device), transforms())
     apply: Any = _Implicit.apply
     ys, final = apply(task, trajectory.states, x0, *by.inputs)
     return replace(solution, ys=ys, final=final)
@@ -114,7 +114,7 @@ class _Task:
 
     Attributes:
         slots: where among the states kept those asked for are.
-        mixed: whether the solve ran under autocast, and the dtype of that.
+        mixed: sets autocast to what it was in the solve: the model must be the same.
         transforms: transforms of `torch.func` that it ran in.
     """
 
@@ -123,7 +123,7 @@ class _Task:
     save: Any
     by: Differentiation
     slots: list[int]
-    mixed: tuple[bool, torch.dtype]
+    mixed: Callable[[], AbstractContextManager[Any]]
     transforms: int
 
 
@@ -151,12 +151,10 @@ class _Implicit(torch.autograd.Function):
         task: _Task = ctx.task
         check_single(by_ys, by_final)
         kept, *_ = ctx.saved_tensors
-        enabled, dtype = task.mixed
-        with torch.autocast(kept.device.type, dtype, enabled):  # the model must be that of the solve
-            with torch.no_grad():
-                found = _gradient(task, kept, by_ys, by_final, wants_inputs=ctx.wants_inputs)
-            if torch.is_grad_enabled():
-                found = _differentiable(task, found, kept[0][:1], by_ys, by_final)
+        with task.mixed(), torch.no_grad():
+            found = _gradient(task, kept, by_ys, by_final, wants_inputs=ctx.wants_inputs)
+        if torch.is_grad_enabled():
+            found = _differentiable(task, found, kept[0][:1], by_ys, by_final)
         return (None, None, *found)
 
 
@@ -184,7 +182,7 @@ def _differentiable(task: _Task, found: Many, x: Tensor, by_ys: Tensor | None, b
     inputs, tensors = task.by.inputs, task.by.stand_ins
     if not inputs and transforms() < task.transforms:  # tensors that a transform did not track, which is over
         inputs = tensors = _captured(FieldAtNodes(task.setup, None, task.by.cond), x, [])[0]
-    states = Sequentially(task.prepared, task.save, task.setup.max_rows, task.by.cond)
+    states = Sequentially(task.prepared, task.save, task.setup.max_rows, task.by.cond, task.mixed)
     gradient = Gradient(states, 1, Leaves(tensors, task.transforms))
     given = (task.prepared.problem.x0, by_ys, by_final)
     missing = (None,) * (1 + len(inputs) - len(found))

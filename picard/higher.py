@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,17 +56,19 @@ class Sequentially:
         save: as for `solve`.
         max_rows: rows one model call may hold.
         cond: conditioning, made of leaves.
+        mixed: sets autocast to what it was in the solve.
     """
 
     prepared: Prepared
     save: Any
     max_rows: int | None
     cond: Mapping[str, Any]
+    mixed: Callable[[], AbstractContextManager[Any]]
 
     def __call__(self, x0: Tensor) -> Many:
         """Return the states asked for, and the last one."""
         prepared = replace(self.prepared, problem=self.prepared.problem.alone)
-        with Progress(0, enabled=False) as bar:
+        with self.mixed(), Progress(0, enabled=False) as bar:
             trajectory = Trajectory(prepared.plan, x0, self.save)
             solution, error = follow(prepared, x0, trajectory, bar, self.max_rows, self.cond)
         if error is not None:

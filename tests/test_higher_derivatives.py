@@ -103,6 +103,21 @@ def test_hessians_and_a_gradient_penalty_as_with_torchdiffeq() -> None:
         torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_under_autocast() -> None:
+    torch.manual_seed(0)
+    net, x0 = nn.Linear(4, 4), torch.randn(8, 4)
+    found = []
+    for solver in (solve, follow):
+        x = x0.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            drift = picard.ODE(lambda t, x: torch.tanh(net(x)).float(), x)
+            total = loss(solver(drift, times(4).float(), "midpoint"))
+        (gradient,) = torch.autograd.grad(total, x, create_graph=True)
+        found.append(torch.autograd.grad(gradient.pow(3).sum(), [x, *net.parameters()]))
+    for given, wanted in zip(*found, strict=True):
+        assert float((given - wanted).norm()) < 0.05 * float(wanted.norm())
+
+
 def test_nothing_is_solved_step_by_step_before_it_is_asked_for() -> None:
     calls = []
     for create_graph in (False, True):
