@@ -28,6 +28,7 @@ from .scout import Scout
 from .stats import Stats
 
 _NOISE = 32  # units in the last place that a change may keep because the model rounds
+_MOST = 1 / 4  # but no more than this share of the digits that half precision has, the root of its unit
 _SHARE = 1 / 8  # outputs are those before a state's last change: so plan and replay err alike (measured on digits)
 _PATIENCE = 6  # rounds after which it may
 _FLOOR = 4  # units in the last place that count as no change, as in the solver
@@ -37,20 +38,25 @@ _FLOOR = 4  # units in the last place that count as no change, as in the solver
 class OutputError(Tolerance):
     """Accept changes well below what an error of a share of the denoiser's output makes of a state in one step.
 
-    The output's size is taken as one. Where a state keeps changing by rounding alone, that is accepted, too.
+    The output's size is taken as one. Where a state keeps changing by rounding alone, that is accepted, too: in half
+    precision at once, since the pipeline rounds its own states by as much in every step.
 
     Attributes:
         relative: the share.
+        eps: unit in the last place of the numbers that the model computes with.
     """
 
     relative: float
+    eps: float
 
     def bound(self, candidates: Candidates) -> Tensor:
         """Return the share of the yardstick, which is what a step makes of an output of size one."""
         size, effect = candidates.size, candidates.yardstick
         bound = _SHARE * self.relative * (size if effect is None else effect)
-        rounding = _NOISE * torch.finfo(size.dtype).eps * size
-        return torch.where(candidates.age >= _PATIENCE, torch.maximum(bound, rounding), bound)
+        coarse = self.eps > torch.finfo(size.dtype).eps  # otherwise the solver allows for as much itself
+        late = torch.maximum(bound, min(_NOISE * self.eps, _MOST * self.eps**0.5) * size)
+        soon = torch.maximum(bound, self.eps * size) if coarse else bound
+        return torch.where(candidates.age >= _PATIENCE, late, soon)
 
 
 class Planned:
@@ -62,6 +68,7 @@ class Planned:
 
     Attributes:
         nodes: nodes of the plan.
+        eps: unit in the last place of the numbers that the denoiser computes with.
         first: the first call and its output.
         evaluations: rows evaluated.
         spared: rounds that needed no evaluation, since the scout had made it.
@@ -78,6 +85,7 @@ class Planned:
             raise Unplanned(msg)
         self._denoisers, self._phases, self.first = denoisers, scout.phases, scout.first
         self._guidance = scout.measured.guidance()
+        self.eps = max(denoisers.eps(phase.call, self.first[1]) for phase in self._phases)
         for phase in self._phases:
             phase.freeze()
         self.nodes, self._samples = scout.problem.trace.plan.nodes, len(scout.problem.start)
@@ -123,7 +131,7 @@ class Planned:
         effect, errors = method.effect.to(self._inputs), [self._inputs.new_zeros(())]
 
         def note(info: RoundInfo) -> None:
-            errors.append(torch.maximum(errors.pop(), _error(info, effect)))
+            errors.append(torch.maximum(errors.pop(), _error(info, effect, self.eps)))
             watch(info)
 
         try:
@@ -135,7 +143,7 @@ class Planned:
                     guess="hold",  # its first round is the call that is known already
                     window=options.window,
                     max_rows=self._most,
-                    tolerance=OutputError(options.tolerance),
+                    tolerance=OutputError(options.tolerance, self.eps),
                     callback=note,
                     throw=False,
                 )
@@ -152,7 +160,14 @@ class Planned:
             for phase, values in zip(self._phases, self._outputs, strict=True):
                 outputs.append(with_main_tensor(self.first[1], values[node].flatten(0, 1)))
                 inputs.append(self._inputs[node].to(phase.call.x.dtype))
-        return solution, Belief(outputs, inputs, options.tolerance)
+        return solution, Belief(outputs, inputs, options.tolerance, self.eps, self._slopes())
+
+    def _slopes(self) -> list[float] | None:
+        """List the slopes, by call, at which outputs hold the data prediction; `None` if rounding is the solver's."""
+        trace = self._problem.trace
+        if self.eps <= torch.finfo(self._inputs.dtype).eps:
+            return None
+        return (-trace.u / trace.w).repeat_interleave(len(self._phases)).tolist()
 
     def _model(self, x: Tensor, node: Tensor, *, sample: Tensor) -> Tensor:
         """Evaluate denoiser and guidance at rows of states, and keep the outputs for the pipeline."""
@@ -206,18 +221,22 @@ class Weighed(Indexed):
         return torch.cat([effect[:1], effect[:-1]])
 
 
-def _error(info: RoundInfo, effect: Tensor) -> Tensor:
+def _error(info: RoundInfo, effect: Tensor, eps: float) -> Tensor:
     """Return the largest relative error of an output with which a round accepts a state, taking its size as one.
+
+    A change within the model's rounding is no output's error but the state's: relative to that it counts.
 
     Args:
         info: the round; of the states it accepts, the last one is not tested.
         effect: what a step makes of an output of size one, by node.
+        eps: unit in the last place of the numbers that the model computes with.
     """
     slots = np.arange(info.change.shape[1])
     begin, tested = np.array(info.begin)[:, None], np.array(info.stride)[:, None] - 1
     node, accepted = send(np.minimum(begin + slots, len(effect) - 1), effect), send(slots < tested, effect)
-    floor = _FLOOR * torch.finfo(effect.dtype).eps * info.states.flatten(2).square().mean(2).sqrt()
-    error = torch.where(effect[node] > 0, (info.change - floor) / effect[node], 0)
+    size = info.states.flatten(2).square().mean(2).sqrt()
+    unit = torch.where(info.change <= eps * size, size, effect[node])
+    error = torch.where(unit > 0, (info.change - _FLOOR * torch.finfo(effect.dtype).eps * size) / unit, 0)
     return torch.where(accepted, error, 0).amax().clamp_min(0)
 
 
