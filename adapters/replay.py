@@ -235,7 +235,9 @@ class Replay:
         eps = torch.finfo(dtype).eps
         recent = [*history, error][-3:]
         still = len(recent) == 3 and max(recent) <= min(_NOISE * eps, eps**0.5) and recent[-1] > 0.25 * recent[0]
-        right = error <= self.tolerance + ULPS * eps
-        if (right or still) and error > self.tolerance + ULPS * min(eps, torch.finfo(torch.float32).eps):
+        right, rounding = error <= self.tolerance + ULPS * eps, ULPS * eps
+        if self.tolerance < rounding:  # what half precision rounds is no longer small beside it
+            rounding = ULPS * min(eps, torch.finfo(torch.float32).eps)
+        if (right or still) and error > self.tolerance + rounding:
             self.stats.stall(self.tolerance, error)
         return right or still
