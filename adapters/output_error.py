@@ -17,7 +17,7 @@ from picard.tolerance import Candidates, Tolerance
 from .scheduled import Indexed
 
 _NOISE = 32  # units in the last place that a change may keep because the model rounds
-_COARSE = 1 / 4  # of a unit's square root is the most it may keep: fewer of the units of half precision
+_COARSE = 1 / 8  # of a unit's square root is the most it may keep: fewer of the units of half precision
 _SHARE = 1 / 8  # outputs are those before a state's last change: so plan and replay err alike (measured on digits)
 _PATIENCE = 6  # rounds after which it may
 _FLOOR = 4  # units in the last place that count as no change, as in the solver

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from picard.adapters import parallelize, restore
+from picard.adapters import parallelize
 from tests.pipeline_cases import pair
 
 library = pytest.importorskip("diffusers")
@@ -81,7 +81,7 @@ def test_a_tolerance_above_the_rounding_is_met(kind: str, tolerance: float, capl
 
 
 @pytest.mark.parametrize("mode", ["plan", "replay"])
-@pytest.mark.parametrize("kind", HALF)
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 def test_a_tolerance_below_the_rounding_is_warned_of(kind: str, mode: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="picard"):
         stats, _ = run("sd-no-guidance", kind, 20, mode=mode)
@@ -112,10 +112,10 @@ def digits(monkeypatch: pytest.MonkeyPatch) -> Any:
         sys.modules.pop(name, None)
 
 
-def draw(digits: Any, scheduler: str, kind: str, **options: Any) -> tuple[Any, Any]:
-    """Draw digits in half precision throughout, the state too; return the images and what it cost."""
+def draw(digits: Any, kind: str) -> tuple[Any, float]:
+    """Draw digits in half precision, the states too; return what it cost and the relative difference."""
 
-    class Half(digits.DigitsPipeline):  # type: ignore[misc, name-defined]  # Diffusers is Any to type checkers
+    class Half(digits.DigitsPipeline):  # type: ignore[misc]  # Diffusers is Any to type checkers
         @torch.no_grad()
         def __call__(self, labels: Any, num_inference_steps: int = 50, generator: Any = None) -> Any:
             dtype = self.unet.dtype
@@ -129,21 +129,18 @@ def draw(digits: Any, scheduler: str, kind: str, **options: Any) -> tuple[Any, A
                 x = self.scheduler.step(without + 1.5 * (with_label - without), t, x).prev_sample
             return (x.float().numpy(),)
 
-    pipe = Half(digits.load(), getattr(library, f"{scheduler}Scheduler")())
+    pipe = Half(digits.load(), library.DPMSolverMultistepScheduler())
     pipe.set_progress_bar_config(disable=True)
     with convert(pipe, kind):
         expected = pipe([3, 7], generator=torch.Generator().manual_seed(0))[0]
-        found = parallelize(pipe, window=16, **options)([3, 7], generator=torch.Generator().manual_seed(0))[0]
-    stats = pipe.picard.stats
-    restore(pipe)
-    return stats, difference(found, expected)
+        found = parallelize(pipe, window=16)([3, 7], generator=torch.Generator().manual_seed(0))[0]
+    return pipe.picard.stats, difference(found, expected)
 
 
 @pytest.mark.parametrize("kind", HALF)
-@pytest.mark.parametrize("scheduler", ["DPMSolverMultistep", "EulerDiscrete"])
-def test_a_trained_network_in_half_precision(digits: Any, scheduler: str, kind: str) -> None:
+def test_a_trained_network_in_half_precision(digits: Any, kind: str) -> None:
     """Outputs that did not follow the pipeline's rounding let it grow until all was replayed: 56 rounds of 50 calls."""
-    stats, error = draw(digits, scheduler, kind)
+    stats, error = draw(digits, kind)
     assert (stats.mode, stats.reason, stats.stalled) == ("plan", "", True)
     assert stats.rounds <= 13
     assert error <= 3 * torch.finfo(HALF[kind]).eps
