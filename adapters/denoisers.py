@@ -107,8 +107,9 @@ class Denoisers:
     def eps(self, call: Call, output: Any) -> float:
         """Return the unit in the last place of the coarsest numbers among those of a call, its output and weights."""
         weights = getattr(self._modules[call.module], "dtype", None)
-        kinds = (call.x.dtype, main_tensor(output).dtype, call.autocast, weights)
-        return max(torch.finfo(one).eps for one in kinds if isinstance(one, torch.dtype) and one.is_floating_point)
+        kinds = [call.x.dtype, main_tensor(output).dtype, call.autocast, weights]
+        known = [one for one in kinds if isinstance(one, torch.dtype) and one.is_floating_point]
+        return max(torch.finfo(one).eps for one in known if one.itemsize > 1)  # weights of one byte are only kept so
 
     def unchecked(self, call: Call) -> bool:
         """Whether a call's rows are still to be compared with those of a batch."""

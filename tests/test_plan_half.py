@@ -22,6 +22,7 @@ from tests.pipeline_cases import pair
 library = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+denoisers: Any = import_module("picard.adapters.denoisers")
 guidance: Any = import_module("picard.adapters.guidance")
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16, "autocast": torch.bfloat16}
 
@@ -102,6 +103,25 @@ def test_a_loop_that_is_not_the_plans_is_found_out_in_half_precision(monkeypatch
     stats, error = run("sd-ddim", "float16", 20)
     assert "is not the plan's" in stats.reason
     assert error <= 4 * torch.finfo(torch.float16).eps
+
+
+def test_rounding_is_that_of_the_coarsest_numbers_of_a_call() -> None:
+    """Weights of one byte are only kept so: no model computes in them."""
+    module: Any = torch.nn.Linear(2, 2)
+    output = torch.zeros(1, 2)
+    for kinds, weights, coarsest in (
+        ((torch.float32, torch.float32), torch.float32, torch.float32),
+        ((torch.float32, torch.float32), torch.bfloat16, torch.bfloat16),
+        ((torch.float16, torch.float32), torch.float8_e4m3fn, torch.float16),
+        ((torch.float32, torch.float16), torch.uint8, torch.float16),
+    ):
+        module.dtype = weights
+        known = denoisers.Denoisers([module])
+        call = known.record(0, 0, 0, (output.to(kinds[0]), 1), {})
+        assert known.eps(call, output.to(kinds[1])) == torch.finfo(coarsest).eps
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            call = known.record(0, 0, 0, (output.to(kinds[0]), 1), {})
+        assert known.eps(call, output.to(kinds[1])) == torch.finfo(torch.bfloat16).eps
 
 
 @pytest.fixture
