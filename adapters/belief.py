@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .calls import Call
-from .secant import error_of
+from .calls import Call, main_tensor, with_main_tensor
+from .secant import error_of, overlap
 
 logger = logging.getLogger("picard")
 _LIMIT = 1e-3  # how far the pipeline's states may be from these; outputs of the wrong loop are much farther
@@ -22,17 +22,39 @@ class Belief:
         outputs: of every call.
         inputs: the states, by call; of leading rows and channels where the rest is the same.
         tolerance: largest relative error of an output that counted as right.
+        eps: unit in the last place of the numbers that the denoiser computes with.
+        slopes: by call, how outputs follow the pipeline's states, where it rounds these and the others are not rounded.
     """
 
-    def __init__(self, outputs: list[Any], inputs: list[Tensor], tolerance: float) -> None:
-        self.outputs, self.inputs = outputs, inputs
-        self._limit = 10 * tolerance + max(_LIMIT, 16 * torch.finfo(inputs[0].dtype).eps)
+    def __init__(
+        self,
+        outputs: list[Any],
+        inputs: list[Tensor],
+        tolerance: float,
+        eps: float,
+        slopes: list[float] | None = None,
+    ) -> None:
+        self.outputs, self.inputs, self._slopes = outputs, inputs, slopes
+        self._limit = 10 * tolerance + max(_LIMIT, 16 * eps)
         self._missed: list[Tensor] = []
 
-    def meet(self, i: int, call: Call) -> None:
-        """Take note of the state that the pipeline gives its call number i."""
+    def meet(self, i: int, call: Call) -> Any:
+        """Take note of the state that the pipeline gives its call number i, and return the output.
+
+        Fixed outputs would let what the pipeline rounds grow from step to step, by the ratio of the signals: the
+        denoiser would have corrected it.
+        """
         there = self.inputs[i]
-        self._missed.append(error_of(call.x[tuple(slice(size) for size in there.shape)], there))
+        here = call.x[tuple(slice(size) for size in there.shape)]
+        self._missed.append(error_of(here, there))
+        if self._slopes is not None:
+            value = main_tensor(self.outputs[i]).clone()
+            moved = self._slopes[i] * (here.float() - there.float())
+            moved = torch.cat([moved] * (len(value) // len(there)))
+            part = overlap(moved, value)
+            value[part] = (value[part] + moved[part]).to(value)
+            self.outputs[i] = with_main_tensor(self.outputs[i], value)
+        return self.outputs[i]
 
     def first_mistake(self) -> int | None:
         """Find the first call whose state was another one; waits for the device once."""

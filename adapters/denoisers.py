@@ -104,6 +104,13 @@ class Denoisers:
                     outputs[i] = output
         return outputs
 
+    def eps(self, call: Call, output: Any) -> float:
+        """Return the unit in the last place of the coarsest numbers among those of a call, its output and weights."""
+        weights = getattr(self._modules[call.module], "dtype", None)
+        kinds = [call.x.dtype, main_tensor(output).dtype, call.autocast, weights]
+        known = [one for one in kinds if isinstance(one, torch.dtype) and one.is_floating_point]
+        return max(torch.finfo(one).eps for one in known if one.itemsize > 1)  # weights of one byte are only kept so
+
     def unchecked(self, call: Call) -> bool:
         """Whether a call's rows are still to be compared with those of a batch."""
         return (call.module, call.batched) not in self._checked

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 _ROUNDING = 64  # units in the last place a measured number may miss by
+_HALF = 8  # by which sums of weights may in half precision: its units are so large that 64 would hide a rescaling
 _CLEAR = 0.05  # a ratio this close to one says nothing about rescaling
 
 
@@ -87,18 +88,23 @@ class Measurement:
             raise Unplanned(msg)
         near = _ROUNDING * self._eps * float(weights.abs().sum(-1).max()) / self._dims**0.5
         total = weights.sum(-1)
-        if float(total.max() - total.min()) <= near:
+        units = _HALF if self._eps > torch.finfo(torch.float32).eps else _ROUNDING
+        if float(total.max() - total.min()) <= near * units / _ROUNDING:
             return Guidance(_common(weights, near))
         directions = _common(weights / total[..., None], 4 * near)
         covariance = square - mean[..., None] * mean[..., None, :]
         own = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
         spread = torch.einsum("nk,nskl,nl->ns", directions, covariance, directions).sqrt()
+        found = []
         for text in range(own.shape[-1]):
             ratio = own[..., text] / spread - 1
             clear = ratio.abs() > _CLEAR
             share = ((total - 1) / ratio)[clear]
             if len(share) > 1 and float(share.max() - share.min()) <= max(near / _CLEAR, 1e-4):
-                return Guidance(directions, float(share.median()), text)
+                found.append((float(share.max() - share.min()), float(share.median()), text))
+        if found:
+            _, rescale, text = min(found)
+            return Guidance(directions, rescale, text)
         msg = "its guidance changes in a way that is neither a weighted sum nor `guidance_rescale`"
         raise Unplanned(msg)
 

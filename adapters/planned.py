@@ -4,53 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from picard.device import send
 from picard.errors import PicardError
-from picard.plan import Plan
 from picard.progress import RoundInfo
 from picard.solution import Solution, Status
 from picard.solve import solve
-from picard.tolerance import Candidates, Tolerance
 
 from .belief import Belief
 from .calls import main_tensor, with_main_tensor
 from .denoisers import Denoisers
 from .guidance import Unplanned
-from .scheduled import Indexed
+from .output_error import OutputError, Weighed, largest_error
 from .scout import Scout
 from .stats import Stats
-
-_NOISE = 32  # units in the last place that a change may keep because the model rounds
-_SHARE = 1 / 8  # outputs are those before a state's last change: so plan and replay err alike (measured on digits)
-_PATIENCE = 6  # rounds after which it may
-_FLOOR = 4  # units in the last place that count as no change, as in the solver
-
-
-@dataclass(frozen=True)
-class OutputError(Tolerance):
-    """Accept changes well below what an error of a share of the denoiser's output makes of a state in one step.
-
-    The output's size is taken as one. Where a state keeps changing by rounding alone, that is accepted, too.
-
-    Attributes:
-        relative: the share.
-    """
-
-    relative: float
-
-    def bound(self, candidates: Candidates) -> Tensor:
-        """Return the share of the yardstick, which is what a step makes of an output of size one."""
-        size, effect = candidates.size, candidates.yardstick
-        bound = _SHARE * self.relative * (size if effect is None else effect)
-        rounding = _NOISE * torch.finfo(size.dtype).eps * size
-        return torch.where(candidates.age >= _PATIENCE, torch.maximum(bound, rounding), bound)
 
 
 class Planned:
@@ -78,6 +49,7 @@ class Planned:
             raise Unplanned(msg)
         self._denoisers, self._phases, self.first = denoisers, scout.phases, scout.first
         self._guidance = scout.measured.guidance()
+        self._eps = max(denoisers.eps(phase.call, self.first[1]) for phase in self._phases)
         for phase in self._phases:
             phase.freeze()
         self.nodes, self._samples = scout.problem.trace.plan.nodes, len(scout.problem.start)
@@ -121,9 +93,11 @@ class Planned:
         self._most = sys.maxsize if options.max_rows is None else max(1, options.max_rows // each)
         method = Weighed(self._problem.trace.plan, self._problem.trace.w)
         effect, errors = method.effect.to(self._inputs), [self._inputs.new_zeros(())]
+        rule, coarse = OutputError(options.tolerance, self._eps), self._eps > torch.finfo(self._inputs.dtype).eps
+        rounding = rule.rounding if coarse else 0.0
 
         def note(info: RoundInfo) -> None:
-            errors.append(torch.maximum(errors.pop(), _error(info, effect)))
+            errors.append(torch.maximum(errors.pop(), largest_error(info, effect, rounding)))
             watch(info)
 
         try:
@@ -135,7 +109,7 @@ class Planned:
                     guess="hold",  # its first round is the call that is known already
                     window=options.window,
                     max_rows=self._most,
-                    tolerance=OutputError(options.tolerance),
+                    tolerance=rule,
                     callback=note,
                     throw=False,
                 )
@@ -152,7 +126,9 @@ class Planned:
             for phase, values in zip(self._phases, self._outputs, strict=True):
                 outputs.append(with_main_tensor(self.first[1], values[node].flatten(0, 1)))
                 inputs.append(self._inputs[node].to(phase.call.x.dtype))
-        return solution, Belief(outputs, inputs, options.tolerance)
+        held = -self._problem.trace.u / self._problem.trace.w  # slopes at which the data prediction stays
+        slopes = held.repeat_interleave(len(self._phases)).tolist() if coarse else None
+        return solution, Belief(outputs, inputs, options.tolerance, self._eps, slopes)
 
     def _model(self, x: Tensor, node: Tensor, *, sample: Tensor) -> Tensor:
         """Evaluate denoiser and guidance at rows of states, and keep the outputs for the pipeline."""
@@ -183,42 +159,6 @@ class Planned:
         self._inputs[node, sample] = x.to(self._inputs)
         parts = [part[:, : x.shape[1]] for value in values for part in value.unbind(0)]
         return self._guidance.combine(parts, node)
-
-
-@dataclass(frozen=True, eq=False)
-class Weighed(Indexed):
-    """A plan whose changes are measured against what a step makes of the denoiser's output.
-
-    Attributes:
-        w: weight of the output in the data prediction, by node.
-    """
-
-    w: Tensor
-
-    def plan(self, points: Any) -> Plan:
-        """Return the plan."""
-        return replace(super().plan(points), yardstick=self.effect)
-
-    @property
-    def effect(self) -> Tensor:
-        """What the step to a node makes of an output of size one, by node."""
-        effect = self.source.b.abs().amax(1) * self.w.abs()
-        return torch.cat([effect[:1], effect[:-1]])
-
-
-def _error(info: RoundInfo, effect: Tensor) -> Tensor:
-    """Return the largest relative error of an output with which a round accepts a state, taking its size as one.
-
-    Args:
-        info: the round; of the states it accepts, the last one is not tested.
-        effect: what a step makes of an output of size one, by node.
-    """
-    slots = np.arange(info.change.shape[1])
-    begin, tested = np.array(info.begin)[:, None], np.array(info.stride)[:, None] - 1
-    node, accepted = send(np.minimum(begin + slots, len(effect) - 1), effect), send(slots < tested, effect)
-    floor = _FLOOR * torch.finfo(effect.dtype).eps * info.states.flatten(2).square().mean(2).sqrt()
-    error = torch.where(effect[node] > 0, (info.change - floor) / effect[node], 0)
-    return torch.where(accepted, error, 0).amax().clamp_min(0)
 
 
 def count(stats: Stats, planned: Planned, solution: Solution, tolerance: float) -> None:

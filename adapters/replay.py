@@ -79,8 +79,8 @@ class Replay:
             self.steps = self.index = self._phase = 0
             self._pass, self._last = {}, {}
             self.stats.passes += 1
-            if self.finishing and self._belief is None:
-                self._belief = Belief(self.final, self._inputs, self.tolerance)
+            if self.finishing and self._belief is None and self._first is not None:
+                self._belief = Belief(self.final, self._inputs, self.tolerance, self.denoisers.eps(*self._first))
             result, stop = None, None
             try:
                 result = once()
@@ -99,10 +99,8 @@ class Replay:
         """Answer a denoiser call of the pipeline."""
         i = self.index
         if i < len(self.final):
-            output = self.final[i]
             call = self._record(module, args, kwargs)
-            if self._belief is not None:
-                self._belief.meet(i, call)
+            output = self.final[i] if self._belief is None else self._belief.meet(i, call)
             if i + _RECENT >= len(self.final):  # the window's first guesses start from it
                 self._last[module, self._phase] = (call, output)
             return self._answer(output)
@@ -235,10 +233,11 @@ class Replay:
 
     def _right(self, error: float, history: list[float], dtype: torch.dtype) -> bool:
         eps = torch.finfo(dtype).eps
-        if error <= self.tolerance + ULPS * eps:
-            return True
         recent = [*history, error][-3:]
-        if len(recent) == 3 and max(recent) <= min(_NOISE * eps, eps**0.5) and recent[-1] > 0.25 * recent[0]:
+        still = len(recent) == 3 and max(recent) <= min(_NOISE * eps, eps**0.5) and recent[-1] > 0.25 * recent[0]
+        right, rounding = error <= self.tolerance + ULPS * eps, ULPS * eps
+        if self.tolerance < rounding:  # what half precision rounds is no longer small beside it
+            rounding = ULPS * min(eps, torch.finfo(torch.float32).eps)
+        if (right or still) and error > self.tolerance + rounding:
             self.stats.stall(self.tolerance, error)
-            return True
-        return False
+        return right or still
