@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
+from picard.noted import noted
 from picard.problem import check_callable
 from picard.stepped import Diffusion, Field
 
@@ -56,11 +57,15 @@ def functions_of(sde: Any, names: Mapping[str, str]) -> tuple[Field, Diffusion]:
             check_callable(f"sde.{name}", function, "t, y")
 
     def evaluate(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = both(t, y) if both is not None else (drift(t, y), diffusion(t, y))
+        with noted({"t": t, "y": y}):
+            first, second = both(t, y) if both is not None else (drift(t, y), diffusion(t, y))
         return _typed(first, y), _typed(second, y)
 
     def alone(t: Tensor, y: Tensor) -> Tensor:
-        return evaluate(t, y)[1] if diffusion is None else _typed(diffusion(t, y), y)
+        if diffusion is None:
+            return evaluate(t, y)[1]
+        with noted({"t": t, "y": y}):
+            return _typed(diffusion(t, y), y)
 
     return evaluate, alone
 

@@ -24,6 +24,7 @@ from picard.errors import (
 )
 from picard.grid import Times, check_times
 from picard.interpolate import Readout
+from picard.noted import noted
 from picard.number import check_flags, number
 from picard.ode import ODE
 from picard.pack import Pack
@@ -211,6 +212,9 @@ def _drift(func: Callable[..., Any], pack: Pack, *, rows: bool) -> Callable[[Ten
     """Make a drift of packed rows."""
 
     def packed(t: Tensor, x: Tensor) -> Tensor:
-        return pack.pack(func(t, pack.unpack(x)))
+        y = pack.unpack(x)
+        with noted({"t": t, "y": y}):
+            slope = func(t, y)
+        return pack.pack(slope)
 
     return packed if rows else rowwise(packed)

@@ -11,6 +11,7 @@ from torch import Tensor
 from picard.conditioning import map_tensors
 from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.memory import out_of_memory
+from picard.noted import noted
 
 
 class Rowwise:
@@ -66,7 +67,8 @@ class Rowwise:
 
     def _first(self, t: Tensor, x: Any, cond: Mapping[str, Any]) -> Any:
         x, cond = map_tensors((x, cond), lambda value: value[0])
-        return self.func(t[0], x, **cond)
+        with noted({"t": t[0], "y": x}, cond):
+            return self.func(t[0], x, **cond)
 
     def __repr__(self) -> str:
         """Name the function."""
