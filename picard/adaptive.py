@@ -22,8 +22,10 @@ from picard.plan import Integrator
 from picard.problem import Problem
 from picard.registry import resolve
 from picard.solution import Solution
+from picard.uncompiled import uncompiled
 
 
+@uncompiled
 def adaptive(
     problem: Problem,
     times: Tensor,

@@ -34,6 +34,7 @@ from picard.registry import SEQUENTIAL
 from picard.rowwise import rowwise
 from picard.solve import solve
 from picard.tolerance import RelAbs
+from picard.uncompiled import uncompiled
 
 _OPTIONS = ("step_size", "grid_constructor", "interp", *SOLVER_OPTIONS)
 _ADAPTIVE_OPTIONS = {"first_step": "first_step", "max_num_steps": "max_steps"}
@@ -63,6 +64,7 @@ class GridODE(ODE):
         return self.x0.dtype
 
 
+@uncompiled
 def odeint(
     func: Callable[..., Any],
     y0: Tensor | Sequence[Tensor],

@@ -38,6 +38,7 @@ from picard.stepped import (
     with_milstein,
 )
 from picard.tolerance import RelAbs
+from picard.uncompiled import uncompiled
 
 _OPTIONS = ("rows", "grad_free", *SOLVER_OPTIONS)
 _METHODS = {"ito": ("euler", "milstein"), "stratonovich": ("heun", "midpoint", "milstein")}
@@ -45,6 +46,7 @@ _REFUSED = ("srk", "euler_heun", "reversible_heun", "adjoint_reversible_heun", "
 _KEEP = 256  # answers of a Brownian path kept: more than a window holds
 
 
+@uncompiled
 def sdeint(
     sde: Any,
     y0: Tensor,
