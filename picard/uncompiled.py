@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -26,5 +26,6 @@ def uncompiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def _disabled(function: Callable[_P, _R], /, *args: _P.args, **keywords: _P.kwargs) -> _R:
-    apart: Callable[_P, _R] = torch.compiler.disable(function)
-    return apart(*args, **keywords)
+    apart: Any = torch.compiler.disable(function)  # its types differ between versions of torch
+    found: _R = apart(*args, **keywords)
+    return found
