@@ -46,9 +46,12 @@ def functions_of(sde: Any, names: Mapping[str, str]) -> tuple[Field, Diffusion]:
     diffusion: Any = getattr(sde, names.get("diffusion", "g"), None)
     both: Any = getattr(sde, names.get("drift_and_diffusion", "f_and_g"), None)
     if both is None and (drift is None or diffusion is None):
+        wanted = {"drift": "f", "diffusion": "g", **names}
+        lost = [f"no {name} for its {key}" for key, name in wanted.items() if getattr(sde, name, None) is None]
         msg = (
-            "sde must have f(t, y) and g(t, y), or f_and_g(t, y); products such as g_prod are not used: "
-            'write them, or names={"drift": ..., "diffusion": ...}'
+            "sde must have f(t, y) and g(t, y), or f_and_g(t, y); products such as g_prod are not used; "
+            f"{type(sde).__name__} has {' and '.join(lost)}: "
+            'write them, or names={"drift": ..., "diffusion": ...} with the names they have'
         )
         raise NotSupportedError(msg)
 

@@ -25,12 +25,12 @@ from picard.errors import (
 from picard.grid import Times, check_times
 from picard.interpolate import Readout
 from picard.noted import noted
-from picard.number import check_flags, number
+from picard.number import check_flags, check_limit, number
 from picard.ode import ODE
 from picard.pack import Pack
 from picard.plan import Integrator
 from picard.problem import check_callable
-from picard.registry import SEQUENTIAL
+from picard.registry import NOT_OFFERED
 from picard.rowwise import rowwise
 from picard.solve import solve
 from picard.tolerance import RelAbs
@@ -115,8 +115,8 @@ def odeint(
     method = "dopri5" if method is None else method
     by_error = _ADAPTIVE.get(method) if isinstance(method, str) else None
     name, known = ("odeint", _OPTIONS) if by_error is None else (f"odeint by {method}", _ADAPTIVE_OPTIONS)
+    integrator = by_error or _resolve(method)  # before its options: those of an unknown method are unknown
     chosen = check_options(options, (*known, "perturb", "rows"), name)
-    integrator = by_error or _resolve(method)
     check_callable("func", func)
     if event_fn is not None or any(hasattr(func, name) for name in _CALLBACKS):
         msg = 'odeint has no events, and calls no callback_step of func: use options={"callback": f}, see RoundInfo'
@@ -137,6 +137,7 @@ def odeint(
     check_constant("t", t)
     limits = number("rtol", rtol), number("atol", atol)
     if by_error is not None:
+        check_limit("max_num_steps", chosen.get("max_num_steps"))
         given = {own: chosen[option] for option, own in _ADAPTIVE_OPTIONS.items() if option in chosen}
         found = adaptive(problem, t, method=by_error, rtol=limits[0], atol=limits[1], **given).ys
         return pack.unpack(found if rows else found[:, 0])
@@ -161,11 +162,8 @@ def _resolve(method: str | Integrator) -> str | Integrator:
     if method in _METHODS:
         return _METHODS[method]
     known = ", ".join([*_ADAPTIVE, *_METHODS])
-    if method in SEQUENTIAL:
-        msg = (
-            f"{method} solves for its steps one after the other; given method={method!r}: write an explicit "
-            f"Runge-Kutta method; known: {known}"
-        )
+    if method in NOT_OFFERED:
+        msg = f"method={method!r} {NOT_OFFERED[method]}; known: {known}"
         raise NotSupportedError(msg)
     msg = f"unknown method {method!r}: {close_match(method, [*_ADAPTIVE, *_METHODS])}"
     raise UnknownMethodError(msg)

@@ -56,9 +56,10 @@ class Rowwise:
             reason = str(error).strip().split("\n")[0].split(". ")[0]
             msg = (
                 f"func must run on many rows at once, by torch.func.vmap; it runs on one row but not on {len(t)} "
-                f"({type(error).__name__}: {reason}). Build new tensors from y (torch.zeros_like(y), torch.stack) "
-                "instead of writing into torch.zeros(...), write torch.where instead of `if`, torch.func.grad instead "
-                "of torch.autograd.grad, use no .item(), no float(t) and no random numbers. "
+                f"({type(error).__name__}: {reason}). Call .eval() on a network with dropout or batch "
+                "normalization. Build new tensors from y (torch.zeros_like(y), torch.stack) instead of writing into "
+                "torch.zeros(...), write torch.where instead of `if`, torch.func.grad instead of torch.autograd.grad, "
+                "use no .item(), no float(t) and no random numbers. "
                 "Or write it for rows, func(t, y) with t (rows,) and y (rows, *state), "
                 'and say so: options={"rows": True} in odeint and sdeint, picard.ODE(func, y0) in solve. '
                 'As it is, options={"window": 1} runs it one state after the other'

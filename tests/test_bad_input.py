@@ -436,8 +436,9 @@ CASES: dict[str, Refusal] = {
     "a method that solves for its steps": (
         optioned(method="trapezoid"),
         NotSupportedError,
-        ["trapezoid solves for", "method='rk4'"],
+        ["trapezoid solves for", "explicit Runge-Kutta", "method='rk4'"],
     ),
+    "a method not offered": (optioned(method="tsit5"), NotSupportedError, ["write dopri5, one of the same order"]),
     "a method of sdeint": (optioned(method="milstein"), NotSupportedError, ["picard.sdeint", "method='euler'"]),
     "sampler on an ode": (optioned(method="ddim"), NotSupportedError, ["noise levels of a diffusion model", "euler"]),
     "rk4 on a model": (lambda: solve(diffusion(), 5, method="rk4"), NotSupportedError, ["RK4", "dpmsolver++"]),
