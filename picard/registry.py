@@ -7,10 +7,10 @@ from collections.abc import Callable
 from picard.errors import InvalidProblemError, NotSupportedError, UnknownMethodError, close_match, describe
 from picard.plan import Integrator
 
-_IMPLICIT = ("implicit_adams", "fixed_adams", "implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "gl4")
-_IMPLICIT += ("radauIIA5", "gl6", "sdirk2", "trbdf2")
-NOT_OFFERED = dict.fromkeys(_IMPLICIT, "solves for its steps one after the other: write an explicit Runge-Kutta method")
-NOT_OFFERED |= {
+_IMPLICIT: tuple[str, ...] = ("implicit_adams", "fixed_adams", "implicit_euler", "implicit_midpoint", "trapezoid")
+_IMPLICIT += ("radauIIA3", "gl4", "radauIIA5", "gl6", "sdirk2", "trbdf2")
+NOT_OFFERED: dict[str, str] = {
+    **dict.fromkeys(_IMPLICIT, "solves for its steps one after the other: write an explicit Runge-Kutta method"),
     "tsit5": "is a Runge-Kutta method that is not offered: write dopri5, one of the same order",
     "explicit_adams": "is a method of several steps, which is not offered: write a Runge-Kutta method",
     "scipy_solver": "runs in SciPy, one step after the other: write a Runge-Kutta method",

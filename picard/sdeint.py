@@ -206,11 +206,12 @@ def _noise(bm: Any, y0: Tensor, channels: int, grid: Tensor, *, rows: bool) -> N
         noise.check(batch, len(grid) - 1, (channels,))
         return noise if rows else WholeNoise(noise, batch)
     if not callable(bm) or tuple(getattr(bm, "shape", (batch, channels))) != (batch, channels):
-        shape = f" of shape {tuple(bm.shape)}" if callable(bm) else ""
+        size = getattr(bm, "shape", None) if callable(bm) else None  # tensors are described with theirs
+        given = describe(bm) if size is None else f"{describe(bm)} of shape {tuple(size)}"
         fix = f"picard.Noise.from_seed({bm if isinstance(bm, int) else 0}) for noise by a seed"
         msg = (
-            f"bm must be a Noise, or a Brownian path of shape {(batch, channels)}; given {describe(bm)}{shape}: write "
-            f"{fix}, or torchsde.BrownianInterval(ts[0], ts[-1], size={(batch, channels)})"
+            f"bm must be a Noise, or a Brownian path of shape {(batch, channels)}; given {given}: write {fix}, or "
+            f"torchsde.BrownianInterval(ts[0], ts[-1], size={(batch, channels)})"
         )
         raise InvalidProblemError(msg)
     path: Any = bm
