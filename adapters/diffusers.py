@@ -16,6 +16,7 @@ from picard.problem import check_callable, check_cond, check_state
 from picard.sequential import sequential
 from picard.solution import Solution
 from picard.solve import solve
+from picard.uncompiled import uncompiled
 
 from .course import Course, sort_options, trace_once
 from .scheduled import Scheduled, draw_noise
@@ -54,6 +55,7 @@ def trace(scheduler: Any, steps: int | None, *, scheduler_options: Mapping[str, 
     return found.plan
 
 
+@uncompiled
 def sample(
     model: Callable[..., Any],
     scheduler: Any,

@@ -12,14 +12,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 import picard
+from picard.adapters import diffusers as adapter
 from tests.problems import diffusion
 
 GRID, SAMPLING = torch.linspace(0, 1, 11), diffusion()
+SCHEDULER = diffusers.DDIMScheduler()
 
 
 class Decaying:
@@ -49,7 +52,13 @@ DOORS: dict[str, Callable[[Tensor], Tensor]] = {
     "dopri5": lambda y: picard.odeint(decay, y, GRID)[-1],
     "sdeint": lambda y: picard.sdeint(Decaying(), y, GRID, picard.Noise.from_seed(0), "euler", dt=0.1)[-1],
     "diffusion": lambda y: picard.solve(replace(SAMPLING, x_T=y.double()), 9, method="ddim").final,
+    "sample": lambda y: sampled(y).final,
 }
+
+
+def sampled(y: Tensor) -> picard.Solution:
+    """Sample with a scheduler of Diffusers."""
+    return adapter.sample(lambda x, t: 0.1 * x, SCHEDULER, y, num_inference_steps=5)
 
 
 def around(door: Callable[[Tensor], Tensor], backend: str) -> dict[str, Any]:
