@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from picard.errors import NotSupportedError
+from picard.errors import InvalidProblemError, NotSupportedError
 from picard.number import check_flags, check_generator, check_limit
 from picard.permodel import PerModel
 from picard.plan import Plan
@@ -16,6 +16,7 @@ from picard.problem import check_callable, check_cond, check_state
 from picard.sequential import sequential
 from picard.solution import Solution
 from picard.solve import solve
+from picard.uncompiled import uncompiled
 
 from .course import Course, sort_options, trace_once
 from .scheduled import Scheduled, draw_noise
@@ -54,6 +55,7 @@ def trace(scheduler: Any, steps: int | None, *, scheduler_options: Mapping[str, 
     return found.plan
 
 
+@uncompiled
 def sample(
     model: Callable[..., Any],
     scheduler: Any,
@@ -91,6 +93,13 @@ def sample(
         NotSupportedError: if the scheduler cannot be traced.
         PicardError: as `picard.solve`.
     """
+    if hasattr(model, "scheduler") and hasattr(model, "components"):
+        msg = (
+            f"model must be a network, called as model(x, t, **cond); given a pipeline, {type(model).__name__}: write "
+            "its network, such as pipe.unet or pipe.transformer, or picard.adapters.parallelize(pipe), which keeps all "
+            "that the pipeline does"
+        )
+        raise InvalidProblemError(msg)
     check_callable("model", model, "x, t, **cond")
     check_state("latents", latents)
     check_flags(parallel=parallel)

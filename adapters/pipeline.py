@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from picard.errors import NotSupportedError
+from picard.uncompiled import uncompiled
 
 from .calls import leaves
 from .components import Kept, Turn, find_denoisers, inner_pipelines, stand_ins
@@ -71,6 +72,7 @@ class Parallel:
         """Whether the pass that now runs is the last one, as a callback that should act once can ask."""
         return self._turn is None or self._turn.player.finishing
 
+    @uncompiled
     def run(self, pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the pipeline."""
         self._inner = inner_pipelines(pipeline)

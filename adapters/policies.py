@@ -94,7 +94,9 @@ def parallelize_policy(
         )
         raise NotSupportedError(msg)
     if mode == "replay" and options.needs_plan:
-        msg = f"replay runs the policy's own loop and has no {options.needs_plan}: use mode='plan'"
+        fix = "use mode='plan'"
+        fix = f"give a number, the largest relative error, or {fix}" if options.needs_plan == "tolerance rules" else fix
+        msg = f"replay runs the policy's own loop and has no {options.needs_plan}: {fix}"
         raise NotSupportedError(msg)
     restore_policy(policy)
     owner, network = found

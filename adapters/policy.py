@@ -20,6 +20,7 @@ from picard.graphs import CudaGraphs
 from picard.number import whole
 from picard.solution import Solution
 from picard.solve import solve
+from picard.uncompiled import uncompiled
 
 from .action_loop import ActionLoop
 from .calls import leaves
@@ -91,6 +92,7 @@ class ParallelPolicy:
             self._early = before
             random.restore()
 
+    @uncompiled
     def run(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Sample actions, as the policy's own `conditional_sample` does."""
         started = time.perf_counter()

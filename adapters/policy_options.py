@@ -74,12 +74,12 @@ class PolicyOptions:
 
     @property
     def needs_plan(self) -> str | None:
-        """The first option that replay does not have, if there is one."""
+        """What is asked for first that replay does not have, if there is such an option."""
         chosen = {
             "warm_start": self.warm_start is not None,
             "actions": self.actions is not None,
             "certify": self.certify,
-            "tolerance": isinstance(self.tolerance, Tolerance),
+            "tolerance rules": isinstance(self.tolerance, Tolerance),
             "linearization": self.linearization != "secant",
             "guess": self.guess != "eager",
             "compile": self.compile is not False,

@@ -13,6 +13,7 @@ from picard.device import check_data
 from picard.errors import InvalidProblemError, describe
 from picard.grid import Levels
 from picard.noise import Noise
+from picard.noted import noted
 from picard.plan import Plan
 from picard.problem import Problem
 from picard.rows import Rows
@@ -102,7 +103,9 @@ class Scheduled(Problem):
 
     def output(self, rows: Rows) -> Tensor:
         """Evaluate the model."""
-        output = unwrap(self.model(rows.x.to(self.start.dtype), rows.t, **rows.cond.tensors()))
+        x, cond = rows.x.to(self.start.dtype), rows.cond.tensors()
+        with noted({"x": x, "t": rows.t}, cond):
+            output = unwrap(self.model(x, rows.t, **cond))
         if output.shape != rows.x.shape or not output.is_floating_point():
             msg = (
                 f"the model must return a floating tensor shaped as its input {tuple(rows.x.shape)}; it returned "

@@ -23,8 +23,10 @@ from picard.problem import Problem
 from picard.progress import Progress
 from picard.registry import resolve
 from picard.solution import Solution
+from picard.uncompiled import uncompiled
 
 
+@uncompiled
 def adaptive(
     problem: Problem,
     times: Tensor,

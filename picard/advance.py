@@ -17,6 +17,7 @@ from picard.aside import Aside
 from picard.entering import Linearized
 from picard.linearize import Evidence, Linearization
 from picard.propagate import argument, correct, finite, largest, rms, squared, step_map, weights
+from picard.returned import bound_of, slopes_of, watched_by
 from picard.rows import kicked
 from picard.shapes import Bool, Float, Int
 from picard.tables import Coefficients, Tables
@@ -162,7 +163,7 @@ def advance(
         states = newton.correct(given, mapped, at, jacobian)
     states = states if kept is None else torch.where(kept, stale, states)
     moved = states - stale
-    seen = rules.tolerance.watched(moved)
+    seen = watched_by(rules.tolerance, moved)
     change = rms(seen)
     field = Linearized(found.values, slope, moved)
     if at.inputs is not None or jacobian is not None:
@@ -179,7 +180,7 @@ def advance(
     top = largest(states)
     size = rms(states, top)
     rounding = _FLOOR * torch.finfo(states.dtype).eps * size
-    bound = rules.tolerance.bound(Candidates(size, age, at.yardstick))
+    bound = bound_of(rules.tolerance, Candidates(size, age, at.yardstick))
     bound = torch.add(rounding, bound, alpha=rules.linearization.share)
     close = change <= bound.clamp_max(torch.finfo(states.dtype).max)
     if not full:
@@ -222,4 +223,4 @@ def _slopes(
         ratio, measured = torch.zeros_like(state.slope), torch.zeros_like(state.known)
     known = state.known | measured
     u, w, inverse = at.factor.unbind(-1)
-    return rules.linearization.slopes(Evidence(u, w, inverse, ratio, measured, state.slope, known)), known
+    return slopes_of(rules.linearization, Evidence(u, w, inverse, ratio, measured, state.slope, known)), known

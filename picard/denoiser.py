@@ -14,6 +14,7 @@ from picard.convert import FromPrediction, Prediction
 from picard.device import check_data
 from picard.errors import InvalidProblemError, NotSupportedError, check_choice, describe
 from picard.guidance import Guidance
+from picard.noted import noted
 from picard.number import keep_numbers, one_number, share
 from picard.problem import check_callable
 from picard.schedule import Schedule
@@ -142,7 +143,8 @@ class Denoiser:
         return self.guidance.combine(halves[0], halves[1])
 
     def _call(self, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
-        output: object = self.model(x, t, **cond)
+        with noted({"x": x, "t": t}, cond):
+            output: object = self.model(x, t, **cond)
         fix = "unpack outputs such as `.sample`, and drop learned variance channels, in a small wrapper"
         if isinstance(output, Tensor):
             if output.is_floating_point() and output.shape == x.shape and output.device == x.device:

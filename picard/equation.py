@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
+from picard.noted import noted
 from picard.problem import check_callable
 from picard.stepped import Diffusion, Field
 
@@ -45,9 +46,12 @@ def functions_of(sde: Any, names: Mapping[str, str]) -> tuple[Field, Diffusion]:
     diffusion: Any = getattr(sde, names.get("diffusion", "g"), None)
     both: Any = getattr(sde, names.get("drift_and_diffusion", "f_and_g"), None)
     if both is None and (drift is None or diffusion is None):
+        wanted = {"drift": "f", "diffusion": "g", **names}
+        lost = [f"no {name} for its {key}" for key, name in wanted.items() if getattr(sde, name, None) is None]
         msg = (
-            "sde must have f(t, y) and g(t, y), or f_and_g(t, y); products such as g_prod are not used: "
-            'write them, or names={"drift": ..., "diffusion": ...}'
+            "sde must have f(t, y) and g(t, y), or f_and_g(t, y); products such as g_prod are not used; "
+            f"{type(sde).__name__} has {' and '.join(lost)}: "
+            'write them, or names={"drift": ..., "diffusion": ...} with the names they have'
         )
         raise NotSupportedError(msg)
 
@@ -56,11 +60,15 @@ def functions_of(sde: Any, names: Mapping[str, str]) -> tuple[Field, Diffusion]:
             check_callable(f"sde.{name}", function, "t, y")
 
     def evaluate(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = both(t, y) if both is not None else (drift(t, y), diffusion(t, y))
+        with noted({"t": t, "y": y}):
+            first, second = both(t, y) if both is not None else (drift(t, y), diffusion(t, y))
         return _typed(first, y), _typed(second, y)
 
     def alone(t: Tensor, y: Tensor) -> Tensor:
-        return evaluate(t, y)[1] if diffusion is None else _typed(diffusion(t, y), y)
+        if diffusion is None:
+            return evaluate(t, y)[1]
+        with noted({"t": t, "y": y}):
+            return _typed(diffusion(t, y), y)
 
     return evaluate, alone
 

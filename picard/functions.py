@@ -119,6 +119,7 @@ def _compile(function: Callable[..., Any], options: Mapping[str, Any]) -> Callab
             made = torch.compile(_own(function), **given)
             return made(*args, **keywords)
         except (exc.TorchDynamoException, failed) as error:
+            function(*args, **keywords)  # where a rule is at fault, its own error says more
             msg = (
                 f"this solve's rounds cannot be compiled: {str(error).splitlines()[0]}; compile=True needs a compiler "
                 "for C++ (on a CPU) or Triton (on a GPU), and rules made of tensor operations: leave it out, or "

@@ -108,7 +108,10 @@ class March:
         """
         steps = len(self._grid) - 1
         if most is not None and steps >= most:
-            msg = f"max_steps={most} steps lead to t = {self.at:g} only: raise it, or loosen rtol and atol"
+            msg = (
+                f"{most} steps lead to t = {self.at:g} only: raise max_steps (max_num_steps in the options of odeint), "
+                "or loosen rtol and atol"
+            )
             raise NotConvergedError(msg, self.solution("times"))
         grid, bound = self._ahead()
         values = fetch(grid)
@@ -116,7 +119,7 @@ class March:
         if self._step < least or not bool((self._sign * values.diff() > 0).all()):
             msg = (
                 f"steps must be longer than {self._times.dtype} can tell apart; those from t = {self.at:g} on would "
-                "not be: the solution may end there; if it does not, loosen rtol and atol, or write times.double()"
+                "not be: the solution may end there; if it does not, loosen rtol and atol, or give the times in float64"
             )
             raise NotConvergedError(msg, self.solution("times"))
         own: Any = self._problem.alone

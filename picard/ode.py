@@ -11,6 +11,7 @@ from torch import Tensor
 
 from picard.grid import Times, check_times
 from picard.noise import Noise
+from picard.noted import noted
 from picard.problem import Problem, check_callable, check_cond, check_state
 from picard.rows import Rows
 
@@ -62,4 +63,6 @@ class ODE(Problem):
 
     def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Evaluate the drift."""
-        return self.drift(rows.t, rows.x, **rows.cond.tensors()), None
+        cond = rows.cond.tensors()
+        with noted({"t": rows.t, "x": rows.x}, cond):
+            return self.drift(rows.t, rows.x, **cond), None

@@ -24,15 +24,17 @@ from picard.errors import (
 )
 from picard.grid import Times, check_times
 from picard.interpolate import Readout
-from picard.number import check_flags, number
+from picard.noted import noted
+from picard.number import check_flags, check_limit, number
 from picard.ode import ODE
 from picard.pack import Pack
 from picard.plan import Integrator
 from picard.problem import check_callable
-from picard.registry import SEQUENTIAL
+from picard.registry import NOT_OFFERED
 from picard.rowwise import rowwise
 from picard.solve import solve
 from picard.tolerance import RelAbs
+from picard.uncompiled import uncompiled
 
 _OPTIONS = ("step_size", "grid_constructor", "interp", *SOLVER_OPTIONS)
 _ADAPTIVE_OPTIONS = {"first_step": "first_step", "max_num_steps": "max_steps"}
@@ -62,6 +64,7 @@ class GridODE(ODE):
         return self.x0.dtype
 
 
+@uncompiled
 def odeint(
     func: Callable[..., Any],
     y0: Tensor | Sequence[Tensor],
@@ -112,8 +115,8 @@ def odeint(
     method = "dopri5" if method is None else method
     by_error = _ADAPTIVE.get(method) if isinstance(method, str) else None
     name, known = ("odeint", _OPTIONS) if by_error is None else (f"odeint by {method}", _ADAPTIVE_OPTIONS)
+    integrator = by_error or _resolve(method)  # before its options: those of an unknown method are unknown
     chosen = check_options(options, (*known, "perturb", "rows"), name)
-    integrator = by_error or _resolve(method)
     check_callable("func", func)
     if event_fn is not None or any(hasattr(func, name) for name in _CALLBACKS):
         msg = 'odeint has no events, and calls no callback_step of func: use options={"callback": f}, see RoundInfo'
@@ -134,6 +137,7 @@ def odeint(
     check_constant("t", t)
     limits = number("rtol", rtol), number("atol", atol)
     if by_error is not None:
+        check_limit("max_num_steps", chosen.get("max_num_steps"))
         given = {own: chosen[option] for option, own in _ADAPTIVE_OPTIONS.items() if option in chosen}
         found = adaptive(problem, t, method=by_error, rtol=limits[0], atol=limits[1], **given).ys
         return pack.unpack(found if rows else found[:, 0])
@@ -158,11 +162,8 @@ def _resolve(method: str | Integrator) -> str | Integrator:
     if method in _METHODS:
         return _METHODS[method]
     known = ", ".join([*_ADAPTIVE, *_METHODS])
-    if method in SEQUENTIAL:
-        msg = (
-            f"{method} solves for its steps one after the other; given method={method!r}: write an explicit "
-            f"Runge-Kutta method; known: {known}"
-        )
+    if method in NOT_OFFERED:
+        msg = f"method={method!r} {NOT_OFFERED[method]}; known: {known}"
         raise NotSupportedError(msg)
     msg = f"unknown method {method!r}: {close_match(method, [*_ADAPTIVE, *_METHODS])}"
     raise UnknownMethodError(msg)
@@ -211,6 +212,9 @@ def _drift(func: Callable[..., Any], pack: Pack, *, rows: bool) -> Callable[[Ten
     """Make a drift of packed rows."""
 
     def packed(t: Tensor, x: Tensor) -> Tensor:
-        return pack.pack(func(t, pack.unpack(x)))
+        y = pack.unpack(x)
+        with noted({"t": t, "y": y}):
+            slope = func(t, y)
+        return pack.pack(slope)
 
     return packed if rows else rowwise(packed)

@@ -79,6 +79,12 @@ def prepare(problem: Problem | SDE, grid: int | Tensor, method: str | Integrator
         times = torch.cat([points.timesteps, torch.zeros(1, dtype=torch.float64, device="cpu")])
     else:
         times = grid if isinstance(grid, Tensor) else points.values
+    if plan.steps != (steps := len(times) - 1):
+        msg = (
+            f"a plan must have the steps of the points it is made for, {steps}; its Plan.step counts {plan.steps}: "
+            f"write torch.arange({steps}), every one repeated for the nodes of its step"
+        )
+        raise InvalidProblemError(msg)
     needed = problem.noise_in_field or bool((plan.c != 0).any())
     done = torch.zeros(plan.nodes + 1, dtype=torch.int64, device="cpu")
     done[plan.grid_nodes[1:]] = 1

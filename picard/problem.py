@@ -15,6 +15,7 @@ from picard.errors import InvalidProblemError, check_names, describe, holds_tens
 from picard.grid import Levels, Times
 from picard.noise import Noise
 from picard.rows import Rows
+from picard.uncompiled import uncompiled
 
 Result = TypeVar("Result")
 
@@ -158,6 +159,7 @@ def floating(name: str, x: object) -> str:
     return "" if x.is_floating_point() or x.is_complex() else f"{name}.float() for integers"
 
 
+@uncompiled
 def check_finite(name: str, x: Tensor) -> None:
     """Check that every number of an initial state is finite."""
     check_data(name, x)

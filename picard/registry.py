@@ -7,10 +7,15 @@ from collections.abc import Callable
 from picard.errors import InvalidProblemError, NotSupportedError, UnknownMethodError, close_match, describe
 from picard.plan import Integrator
 
-SEQUENTIAL = {"tsit5", "scipy_solver", "explicit_adams"}
-SEQUENTIAL |= {"implicit_adams", "fixed_adams", "implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "gl4"}
-SEQUENTIAL |= {"radauIIA5", "gl6", "sdirk2", "trbdf2"}
-"""Methods of torchdiffeq that solve for their steps, or need those before them, one after the other."""
+_IMPLICIT: tuple[str, ...] = ("implicit_adams", "fixed_adams", "implicit_euler", "implicit_midpoint", "trapezoid")
+_IMPLICIT += ("radauIIA3", "gl4", "radauIIA5", "gl6", "sdirk2", "trbdf2")
+NOT_OFFERED: dict[str, str] = {
+    **dict.fromkeys(_IMPLICIT, "solves for its steps one after the other: write an explicit Runge-Kutta method"),
+    "tsit5": "is a Runge-Kutta method that is not offered: write dopri5, one of the same order",
+    "explicit_adams": "is a method of several steps, which is not offered: write a Runge-Kutta method",
+    "scipy_solver": "runs in SciPy, one step after the other: write a Runge-Kutta method",
+}
+"""Methods of torchdiffeq that are not offered: why, and what to write."""
 _METHODS: dict[str, Callable[[], Integrator]] = {}
 
 
@@ -46,10 +51,10 @@ def resolve(method: str | Integrator) -> Integrator:
         NotSupportedError: if the name is that of a method which this library does not offer.
     """
     if isinstance(method, str):
-        if method in SEQUENTIAL and method not in _METHODS:
+        if method in NOT_OFFERED and method not in _METHODS:
             msg = (
-                f"{method} solves for its steps one after the other: write method='rk4' and a grid fine enough for it, "
-                "or picard.adaptive, which chooses the steps of explicit methods"
+                f"{method} {NOT_OFFERED[method]}; method='rk4' and the like need a grid fine enough for them, which "
+                "picard.adaptive chooses by itself"
             )
             raise NotSupportedError(msg)
         if method == "milstein" and method not in _METHODS:

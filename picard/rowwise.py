@@ -11,6 +11,7 @@ from torch import Tensor
 from picard.conditioning import map_tensors
 from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.memory import out_of_memory
+from picard.noted import noted
 
 
 class Rowwise:
@@ -55,9 +56,10 @@ class Rowwise:
             reason = str(error).strip().split("\n")[0].split(". ")[0]
             msg = (
                 f"func must run on many rows at once, by torch.func.vmap; it runs on one row but not on {len(t)} "
-                f"({type(error).__name__}: {reason}). Build new tensors from y (torch.zeros_like(y), torch.stack) "
-                "instead of writing into torch.zeros(...), write torch.where instead of `if`, torch.func.grad instead "
-                "of torch.autograd.grad, use no .item(), no float(t) and no random numbers. "
+                f"({type(error).__name__}: {reason}). Call .eval() on a network with dropout or batch "
+                "normalization. Build new tensors from y (torch.zeros_like(y), torch.stack) instead of writing into "
+                "torch.zeros(...), write torch.where instead of `if`, torch.func.grad instead of torch.autograd.grad, "
+                "use no .item(), no float(t) and no random numbers. "
                 "Or write it for rows, func(t, y) with t (rows,) and y (rows, *state), "
                 'and say so: options={"rows": True} in odeint and sdeint, picard.ODE(func, y0) in solve. '
                 'As it is, options={"window": 1} runs it one state after the other'
@@ -66,7 +68,8 @@ class Rowwise:
 
     def _first(self, t: Tensor, x: Any, cond: Mapping[str, Any]) -> Any:
         x, cond = map_tensors((x, cond), lambda value: value[0])
-        return self.func(t[0], x, **cond)
+        with noted({"t": t[0], "y": x}, cond):
+            return self.func(t[0], x, **cond)
 
     def __repr__(self) -> str:
         """Name the function."""

@@ -19,6 +19,7 @@ from picard.memory import RowLimit
 from picard.move import move, only, open_windows
 from picard.prepare import Prepared
 from picard.progress import Callback, Progress, RoundInfo
+from picard.returned import check_slope
 from picard.ring import Ring
 from picard.rounds import run_rounds
 from picard.solution import Solution, Stats, Status
@@ -70,7 +71,12 @@ class Run:
             self._slide(outcome)
             if failed is not None:
                 self._end(Status.STOPPED)
-                raise self._non_finite(sample, node, "state" if outcome.sound(failed) else "drift")
+                where = "state" if outcome.sound(failed) else "drift"
+                if where == "state":  # which a slope that is not finite spoils, too
+                    step = outcome.step  # where a round has slid the windows on, these are the slopes there
+                    slopes = step.field.slope if isinstance(step, Advance) else step.state.slope
+                    check_slope(self.setup.linearization, float(slopes[failed, 0]))
+                raise self._non_finite(sample, node, where)
             bar.show(lambda: sum(self._steps()))
             if info is not None and self.callback is not None and self.callback(info):
                 self._end(Status.STOPPED)

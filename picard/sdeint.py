@@ -25,7 +25,7 @@ from picard.grid import NoiseKind, check_times
 from picard.interpolate import Readout
 from picard.noise import Noise
 from picard.number import check_flags, number
-from picard.problem import check_finite
+from picard.problem import check_state
 from picard.rowwise import rowwise
 from picard.sde import SDE
 from picard.solve import solve
@@ -38,6 +38,7 @@ from picard.stepped import (
     with_milstein,
 )
 from picard.tolerance import RelAbs
+from picard.uncompiled import uncompiled
 
 _OPTIONS = ("rows", "grad_free", *SOLVER_OPTIONS)
 _METHODS = {"ito": ("euler", "milstein"), "stratonovich": ("heun", "midpoint", "milstein")}
@@ -45,6 +46,7 @@ _REFUSED = ("srk", "euler_heun", "reversible_heun", "adjoint_reversible_heun", "
 _KEEP = 256  # answers of a Brownian path kept: more than a window holds
 
 
+@uncompiled
 def sdeint(
     sde: Any,
     y0: Tensor,
@@ -108,10 +110,10 @@ def sdeint(
         raise NotSupportedError(msg)
     noise_type, sde_type = types_of(sde)
     method = _resolve(method, sde_type, noise_type)
-    if not isinstance(y0, Tensor) or not y0.is_floating_point() or y0.ndim != 2 or y0.numel() == 0:
-        msg = f"y0 must be a floating tensor of shape (batch, d); given {describe(y0)}"
+    if isinstance(y0, Tensor) and y0.ndim > 2:
+        msg = f"y0 must be a floating tensor of shape (batch, d); given {describe(y0)}: write y0.flatten(1)"
         raise InvalidProblemError(msg)
-    check_finite("y0", y0)
+    check_state("y0", y0)
     ts = _check_ts(ts, y0)
     check_constant("ts", ts)
     both, diffusion = functions_of(sde, check_names("names", {} if names is None else names, 'names={"drift": "h"}'))
@@ -166,13 +168,10 @@ def _check_ts(ts: Any, y0: Tensor) -> Tensor:
     if isinstance(ts, (list, tuple)):
         ts = [number("every time of ts", one) for one in ts]
         ts = torch.tensor(ts, dtype=torch.promote_types(y0.dtype, torch.float32), device=y0.device)
-    if not isinstance(ts, Tensor) or not ts.is_floating_point() or ts.ndim != 1 or len(ts) < 2:
-        msg = f"ts must be a one-dimensional floating tensor or a list of at least two times; given {describe(ts)}"
-        raise InvalidGridError(msg)
+    check_times(ts, "ts", steps=False)
     if ts.dtype == torch.bfloat16:
         msg = "ts in bfloat16 is too coarse for steps: write ts.float(); y0 may stay as it is"
         raise InvalidGridError(msg)
-    check_times(torch.cat([ts[:1], ts[:2].mean()[None], ts[1:]]) if len(ts) == 2 else ts, "ts")
     if ts[1] < ts[0]:
         msg = "ts must increase, as noise is not reversed: write ts.flip(0), with f and g of the reversed equation"
         raise InvalidGridError(msg)
@@ -207,8 +206,13 @@ def _noise(bm: Any, y0: Tensor, channels: int, grid: Tensor, *, rows: bool) -> N
         noise.check(batch, len(grid) - 1, (channels,))
         return noise if rows else WholeNoise(noise, batch)
     if not callable(bm) or tuple(getattr(bm, "shape", (batch, channels))) != (batch, channels):
-        shape = getattr(bm, "shape", None)
-        msg = f"bm must be a Noise, or a Brownian path of shape {(batch, channels)}; given {describe(bm)}, {shape}"
+        size = getattr(bm, "shape", None) if callable(bm) else None  # tensors are described with theirs
+        given = describe(bm) if size is None else f"{describe(bm)} of shape {tuple(size)}"
+        fix = f"picard.Noise.from_seed({bm if isinstance(bm, int) else 0}) for noise by a seed"
+        msg = (
+            f"bm must be a Noise, or a Brownian path of shape {(batch, channels)}; given {given}: write {fix}, or "
+            f"torchsde.BrownianInterval(ts[0], ts[-1], size={(batch, channels)})"
+        )
         raise InvalidProblemError(msg)
     path: Any = bm
     return PathNoise(path, (batch, channels), times, _KEEP, not rows)

@@ -23,10 +23,12 @@ from picard.rows import Rows, evaluate, kicked
 from picard.sde import SDE
 from picard.solution import Solution, Stats, Status
 from picard.trajectory import Trajectory
+from picard.uncompiled import uncompiled
 
 _SMALL = 1 << 14  # numbers of values and states that are looked at together
 
 
+@uncompiled
 def sequential(
     problem: Problem | SDE,
     grid: int | Tensor,

@@ -34,11 +34,13 @@ from picard.solution import Solution, Status
 from picard.thin_along import thinning
 from picard.tolerance import Tolerance, TotalVariation, resolve_tolerance
 from picard.trajectory import Trajectory
+from picard.uncompiled import uncompiled
 
 logger = logging.getLogger("picard")
 _DEFAULT_WINDOW = 64
 
 
+@uncompiled
 def solve(
     problem: Problem | SDE,
     grid: int | Tensor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -66,6 +67,36 @@ class Kickless:
         return picard.Plan(
             times=points.values[:-1], a=torch.ones_like(h)[:, None], b=h[:, None], step=torch.arange(len(h))
         )
+
+
+class Sloping:
+    """A linearization of the user's, with a mistake."""
+
+    measures, share, taper = False, 1.0, 0.0
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self.slopes = make
+
+
+class Ruled(picard.Tolerance):
+    """A tolerance of the user's, with mistakes."""
+
+    def __init__(self, *, bound: Any = None, watched: Any = None) -> None:
+        self._bound, self._watched = bound, watched
+
+    def bound(self, candidates: Any) -> Any:
+        return self._bound(candidates) if self._bound else torch.full_like(candidates.size, 1e-3)
+
+    def watched(self, change: Any) -> Any:
+        return self._watched(change) if self._watched else change
+
+
+class Stepless(Kickless):
+    """Euler's method by somebody who did not think of steps."""
+
+    def plan(self, points: Any) -> Any:
+        plan = super().plan(points)
+        return replace(plan, step=torch.zeros_like(plan.step))
 
 
 def planned(**changes: Any) -> Make:
@@ -185,6 +216,11 @@ CASES: dict[str, Refusal] = {
     "plan's scales": (planned(scales=torch.ones(4, dtype=F64)), InvalidProblemError, ["Plan.scales", "(4, 2)"]),
     "plan's inputs": (planned(inputs=torch.ones(4, 3, dtype=F64)), InvalidProblemError, ["Plan.inputs", "(4, 1)"]),
     "no kick": (lambda: solve(sde(), times(5), method=Kickless()), NotSupportedError, ["kick", "method='euler'"]),
+    "one step of all nodes": (
+        lambda: solve(pendulum(), times(5), method=Stepless()),
+        InvalidProblemError,
+        ["steps of the points it is made for, 5", "counts 1", "torch.arange(5)"],
+    ),
     "registered object": (
         lambda: picard.integrators.register("mine", DDIM()),  # type: ignore[arg-type]
         InvalidProblemError,
@@ -400,8 +436,9 @@ CASES: dict[str, Refusal] = {
     "a method that solves for its steps": (
         optioned(method="trapezoid"),
         NotSupportedError,
-        ["trapezoid solves for", "method='rk4'"],
+        ["trapezoid solves for", "explicit Runge-Kutta", "method='rk4'"],
     ),
+    "a method not offered": (optioned(method="tsit5"), NotSupportedError, ["write dopri5, one of the same order"]),
     "a method of sdeint": (optioned(method="milstein"), NotSupportedError, ["picard.sdeint", "method='euler'"]),
     "sampler on an ode": (optioned(method="ddim"), NotSupportedError, ["noise levels of a diffusion model", "euler"]),
     "rk4 on a model": (lambda: solve(diffusion(), 5, method="rk4"), NotSupportedError, ["RK4", "dpmsolver++"]),
@@ -503,6 +540,61 @@ CASES: dict[str, Refusal] = {
         ["window"],
     ),
     "linearization": (optioned(linearization="secnt"), InvalidProblemError, ["did you mean 'secant'", "frozen"]),
+    "a slope of Python's": (
+        optioned(linearization=Sloping(lambda evidence: 0.0)),
+        InvalidProblemError,
+        [
+            "Sloping.slopes(evidence)",
+            "one number for every sample",
+            "0.0 (float)",
+            "torch.full_like(evidence.u, slope)",
+        ],
+    ),
+    "one slope for all": (
+        optioned(linearization=Sloping(lambda evidence: torch.zeros((), dtype=F64))),
+        InvalidProblemError,
+        ["returned a tensor of shape ()", "torch.full_like"],
+    ),
+    "slopes of another dtype": (
+        optioned(linearization=Sloping(lambda evidence: evidence.u.half())),
+        InvalidProblemError,
+        ["float64", "returned a tensor", "float16"],
+    ),
+    "slopes that are no numbers": (
+        optioned(method="rk4", linearization=Sloping(lambda evidence: evidence.u * NAN)),
+        InvalidProblemError,
+        ["Sloping.slopes(evidence) must return finite numbers", "returned nan", "torch.where(evidence.known"],
+    ),
+    "slopes that are no numbers in rounds without the host": (
+        optioned(method="rk4", linearization=Sloping(lambda evidence: evidence.u * NAN), sync_every=2),
+        InvalidProblemError,
+        ["must return finite numbers"],
+    ),
+    "bounds that are flags": (
+        optioned(tolerance=Ruled(bound=lambda candidates: candidates.size > 0)),
+        InvalidProblemError,
+        ["Ruled.bound(candidates)", "torch.bool", "torch.full_like(candidates.size, bound)"],
+    ),
+    "a bound of Python's": (
+        optioned(tolerance=Ruled(bound=lambda candidates: 1e-3)),
+        InvalidProblemError,
+        ["0.001 (float)", "torch.full_like(candidates.size, bound)"],
+    ),
+    "a bound in compiled rounds": (
+        optioned(tolerance=Ruled(bound=lambda candidates: 1e-3), compile={"backend": "eager"}),
+        InvalidProblemError,
+        ["0.001 (float)"],
+    ),
+    "a part without its dimension": (
+        optioned(tolerance=Ruled(watched=lambda change: change[..., 0])),
+        InvalidProblemError,
+        ["Ruled.watched(change)", "(batch, nodes, watched)", "change[..., :1]"],
+    ),
+    "a part of nothing": (
+        optioned(tolerance=Ruled(watched=lambda change: change[..., 2:])),
+        InvalidProblemError,
+        ["Ruled.watched(change)", ", 0)"],
+    ),
     "half a linearization": (
         optioned(linearization=SimpleNamespace(slopes=lambda evidence: evidence.u)),
         InvalidProblemError,

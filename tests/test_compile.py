@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +22,8 @@ from tests.problems import diffusion
 ROOT = Path(__file__).parents[1]
 
 
-def run(backend: str, *names: str) -> Any:
-    command = [sys.executable, "-m", "tests.compiled_solves", backend, *names]
+def run(*arguments: str, module: str = "compiled_solves") -> Any:
+    command = [sys.executable, "-m", f"tests.{module}", *arguments]
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -52,6 +54,32 @@ def test_a_compiler_of_machine_code_finds_the_same() -> None:
     for name, one in run("inductor", *cases).items():
         assert one["counts"][0] == one["counts"][1], name
         assert one["difference"] <= 1e-10, name
+
+
+@pytest.mark.timeout(200)
+def test_a_compiler_of_the_code_around_steps_over_a_solve() -> None:
+    found = run(module="compiled_around")
+    for name, one in found["around"].items():
+        assert one["same"], name
+        # What is around is compiled, and nothing of the solve.
+        assert {"add", "mul", "sin"} <= set(one["compiled"]) <= {"add", "mul", "sin", "getitem", "double"}, name
+    assert found["inside"]["network"] >= 1, "what is compiled inside stays so"
+    assert found["inside"]["rounds"] >= 1
+
+
+@pytest.mark.parametrize("door", [picard.solve, picard.sequential, picard.adaptive, picard.odeint, picard.sdeint])
+def test_a_door_is_still_the_function_it_was(door: Any) -> None:
+    assert pickle.loads(pickle.dumps(door)) is door
+    assert inspect.getdoc(door)
+    assert "method" in inspect.signature(door).parameters
+    assert door.__module__ == f"picard.{door.__name__}"
+
+
+def test_the_compiler_is_not_imported_before_it_is_used() -> None:
+    code = "import sys, torch; before = set(sys.modules); import picard; print(*(set(sys.modules) - before))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert "torch._dynamo" not in done.stdout.split()
 
 
 @pytest.mark.usefixtures("unchecked")

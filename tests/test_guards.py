@@ -271,6 +271,139 @@ def test_foreign_errors_come_through_untouched(progress: bool) -> None:
     assert picard.solve(diffusion(), 5, method="ddim").success
 
 
+ONES = torch.ones(2, 3, dtype=F64)
+COLUMN = "write t[:, None] where t meets "
+
+
+class Misplaced:
+    """An SDE as torchsde takes it, whose drift takes time for one number."""
+
+    noise_type, sde_type = "diagonal", "ito"
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        return -t * y
+
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        return y
+
+
+def solved(drift: Any, x0: Tensor = ONES, solver: Any = picard.solve, **cond: Any) -> Callable[[], Any]:
+    return lambda: solver(picard.ODE(drift, x0, cond=cond), GRID, method="heun")
+
+
+def scaled(x: Tensor, tau: Tensor, t: Tensor) -> Tensor:
+    """Predict what does not fit; a further argument has the name that time has elsewhere."""
+    return x * tau
+
+
+MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
+    "time": (
+        solved(lambda t, x: -t * x),
+        RuntimeError,
+        ["t of shape (2,), x of shape (2, 3)", COLUMN + "x", "rowwise"],
+    ),
+    "adaptive": (solved(lambda t, x: -t * x, solver=picard.adaptive), RuntimeError, [COLUMN + "x"]),
+    "sequential": (solved(lambda t, x: -t * x, solver=picard.sequential), RuntimeError, [COLUMN + "x"]),
+    "a larger state": (
+        solved(lambda t, x: -t * x, ONES[..., None].expand(2, 3, 4)),
+        RuntimeError,
+        ["t[:, None, None] where"],
+    ),
+    "one number": (
+        solved(lambda t, x: torch.stack([x[1], -x[0]]), ONES[:1]),
+        IndexError,
+        ["x of shape (1, 3)", "x[:, i] for x[i]"],
+    ),
+    "conditioning": (
+        solved(lambda t, x, k, w: k * x @ w, k=ONES[:, 0], w=torch.eye(3, dtype=F64)),
+        RuntimeError,
+        ["k of shape (2,), w of shape (3, 3)", "k[:, None] where k meets x, and"],
+    ),
+    "signature": (solved(lambda x: -x), TypeError, ["t of shape (1,), x of shape (1, 3)"]),
+    "one row": (
+        solved(picard.rowwise(lambda t, x: x[:, 0])),
+        IndexError,
+        ["one time and one state, t of shape (), y of shape (3,)", "no picard.rowwise in solve"],
+    ),
+    "diffusion": (
+        lambda: picard.solve(
+            picard.SDE(lambda t, x: -x, lambda t, x: t * x, ONES, noise=picard.Noise.from_seed(0)), GRID, method="euler"
+        ),
+        RuntimeError,
+        [COLUMN + "x"],
+    ),
+    "channels": (
+        lambda: picard.SDE(
+            lambda t, x: -x, lambda t, x: t * x, ONES, noise=picard.Noise.from_seed(0), noise_type="general"
+        ).absorb(GRID),
+        RuntimeError,
+        [COLUMN + "x"],
+    ),
+    "network": (
+        lambda: picard.solve(
+            picard.Diffusion(picard.Denoiser(scaled, picard.Schedule.linear()), ONES, cond={"t": ONES[:, 0]}),
+            9,
+            method="ddim",
+        ),
+        RuntimeError,
+        ["x of shape (", ", t of shape (", COLUMN + "x"],
+    ),
+    "rows of odeint": (
+        lambda: picard.odeint(lambda t, y: -t * y, ONES[..., None].expand(2, 3, 4), GRID, options={"rows": True}),
+        RuntimeError,
+        ["y of shape (2, 3, 4)", "t[:, None, None] where t meets y"],
+    ),
+    "a tuple": (
+        lambda: picard.odeint(lambda t, y: (-t * y[0], y[1]), (ONES, ONES), GRID, options={"rows": True}),
+        RuntimeError,
+        ["y of shape [(2, 3), (2, 3)]", "every row its own result"],
+    ),
+    "one time of odeint": (
+        lambda: picard.odeint(lambda t, y: -t[:, None] * y, ONES, GRID),
+        IndexError,
+        ["t of shape (), y of shape (2, 3)", 'options={"rows": True}'],
+    ),
+    "sdeint": (
+        lambda: picard.sdeint(Misplaced(), ONES, GRID, method="euler", dt=0.1, options={"rows": True}),
+        RuntimeError,
+        ["y of shape (2, 3)", COLUMN + "y"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "kind", "says"), MISTAKES.values(), ids=MISTAKES)
+def test_errors_of_a_model_say_what_it_was_called_with(make: Any, kind: type[Exception], says: list[str]) -> None:
+    with pytest.raises(kind) as caught:
+        make()
+    assert type(caught.value) is kind
+    (note,) = caught.value.__notes__
+    for part in says:
+        assert part in note
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("out of memory"), picard.InvalidProblemError("mine")])
+def test_errors_about_no_shape_get_no_note(error: Exception) -> None:
+    def fail(t: Tensor, x: Tensor) -> Tensor:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        picard.solve(picard.ODE(fail, start(2, 2)), GRID, method="euler")
+    assert caught.value is error
+    assert not hasattr(error, "__notes__")
+
+
+def test_one_error_raised_again_gets_one_note() -> None:
+    mine = ValueError("mine")
+
+    def fail(t: Tensor, x: Tensor) -> Tensor:
+        raise mine
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="mine"):
+            picard.solve(picard.ODE(fail, start(2, 2)), GRID, method="euler")
+    assert len(mine.__notes__) == 1
+
+
 @pytest.mark.parametrize(
     ("make", "kind"),
     [

@@ -14,7 +14,13 @@ from torchdiffeq import odeint as reference
 
 import picard
 from benchmarks.hard_problems import Hard, hard_problems
-from picard.errors import InvalidGridError, InvalidProblemError, NotSupportedError, UnknownMethodError
+from picard.errors import (
+    InvalidGridError,
+    InvalidProblemError,
+    NotConvergedError,
+    NotSupportedError,
+    UnknownMethodError,
+)
 from picard.integrators import RK4
 from picard.odeint import odeint
 from picard.rowwise import rowwise
@@ -403,6 +409,19 @@ def test_slopes_of_rows_are_checked_too() -> None:
 
 REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"method": "implicit_adams"}, NotSupportedError, "solves for its steps .* known: dopri5, dopri8, .* rk4"),
+    (
+        {"method": "tsit5"},
+        NotSupportedError,
+        "'tsit5' is a Runge-Kutta method that .*: write dopri5, .*; known: dop",
+    ),
+    ({"method": "explicit_adams"}, NotSupportedError, "method of several steps, which is not offered: write a Runge-K"),
+    ({"method": "scipy_solver", "options": {"solver": "LSODA"}}, NotSupportedError, "runs in SciPy"),
+    ({"method": "dopri5", "options": {"max_num_steps": 0}}, InvalidProblemError, "max_num_steps must be an integer"),
+    (
+        {"method": "dopri5", "options": {"max_num_steps": 1}},
+        NotConvergedError,
+        r"^1 steps lead to t = .*: raise max_steps \(max_num_steps in the options of odeint\)",
+    ),
     ({"method": "dopri5", "options": {"interp": "cubic"}}, TypeError, "odeint by dopri5 has no option 'interp'"),
     ({"method": None, "options": {"first_steps": 0.1}}, TypeError, "did you mean 'first_step'"),
     ({"method": "rk"}, UnknownMethodError, "did you mean 'rk4'"),
@@ -434,6 +453,14 @@ def test_refusals(change: dict[str, Any], error: type[Exception], message: str) 
     arguments: dict[str, Any] = {"func": pendulum, "y0": START, "t": grid(), "method": "rk4", **change}
     with pytest.raises(error, match=message):
         odeint(**arguments)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(2), nn.Dropout()], ids=["normalization", "dropout"])
+def test_a_network_in_training_mode_is_told_of(layer: nn.Module) -> None:
+    with pytest.raises(NotSupportedError, match=r"Call \.eval\(\) on a network with dropout or batch normalization"):
+        odeint(lambda t, y: layer(y), torch.ones(3, 2), grid(), method="euler")
+    layer.eval()
+    assert torch.isfinite(odeint(lambda t, y: layer(y), torch.ones(3, 2), grid(), method="euler")).all()
 
 
 def test_times_that_are_not_perturbed_may_be_said() -> None:

@@ -448,7 +448,7 @@ def test_bad_options_are_refused_with_a_word_on_what_to_write(unchecked: None) -
         ({"actions": 2, "tolerance": FixedRounds(2)}, InvalidProblemError, "leave one of them out"),
         ({"warm_start": 2, "fresh_noise": False, "certify": True}, InvalidProblemError, "fresh_noise=True"),
         ({"mode": "replay", "warm_start": 2}, NotSupportedError, "mode='plan'"),
-        ({"mode": "replay", "tolerance": FixedRounds(2)}, NotSupportedError, "no tolerance"),
+        ({"mode": "replay", "tolerance": FixedRounds(2)}, NotSupportedError, "no tolerance rules: give a number"),
         ({"windows": 3}, TypeError, "windows"),
     ]
     for options, kind, match in refused:

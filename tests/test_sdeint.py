@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchsde
@@ -341,17 +342,23 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"options": {"windw": 3}}, TypeError, "did you mean 'window'"),
     ({"names": {"drfit": "f"}}, TypeError, "did you mean 'drift'"),
     ({"ts": [1.0, 0.0]}, InvalidGridError, "must increase"),
-    ({"ts": [0.0]}, InvalidGridError, "at least two times"),
+    ({"ts": [0.0]}, InvalidGridError, "at least two points"),
     ({"ts": [0.0, 1.0, 0.5]}, InvalidGridError, "^ts must be finite and strictly"),
     ({"ts": torch.tensor([0.0, 1.0], requires_grad=True)}, NotSupportedError, r"write ts\.detach"),
     ({"dt": "a"}, InvalidProblemError, "dt must be one number; given 'a'"),
     ({"rtol": None}, InvalidProblemError, "rtol must be one number"),
     ({"dt": 0.0}, InvalidGridError, "positive"),
     ({"dt": 1e-9, "ts": torch.tensor([0.9999, 1.0])}, InvalidGridError, "lost in the rounding"),
-    ({"y0": torch.zeros(3)}, InvalidProblemError, r"\(batch, d\)"),
+    ({"y0": torch.zeros(3)}, InvalidProblemError, r"write y0\[None\] for one sample, y0\[:, None\] for a batch"),
     ({"bm": picard.Noise.from_tensor(torch.zeros(3, BATCH, DIMS))}, InvalidProblemError, "shape"),
     ({"bm": torchsde.BrownianInterval(0.0, 1.0, size=(BATCH, 1))}, InvalidProblemError, "of shape"),
-    ({"bm": 3}, InvalidProblemError, "Brownian path"),
+    ({"bm": 3}, InvalidProblemError, r"Brownian path .*; given 3 \(int\): write picard\.Noise\.from_seed\(3\)"),
+    ({"names": {"drift": "foo"}}, NotSupportedError, "Scalar has no foo for its drift: write them"),
+    ({"y0": torch.zeros(2, 3, 4)}, InvalidProblemError, r"\(batch, d\); .* write y0\.flatten\(1\)"),
+    ({"y0": torch.ones(2, 3).long()}, InvalidProblemError, r"write y0\.float\(\)"),
+    ({"y0": np.ones((2, 3))}, InvalidProblemError, r"write torch\.as_tensor\(y0"),
+    ({"ts": np.linspace(0, 1, 3)}, InvalidGridError, r"^ts must be .*: write torch\.as_tensor\(ts\)"),
+    ({"ts": torch.arange(3)}, InvalidGridError, r"write ts\.double\(\)"),
     ({"sde": Products()}, NotSupportedError, "products such as g_prod are not used"),
     ({"sde": Coupled()}, NotSupportedError, "depend on others"),
     ({"sde": Even(), "y0": torch.zeros(BATCH, DIMS)}, NotSupportedError, "y alone; here they depend on others"),

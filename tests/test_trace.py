@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -304,6 +305,7 @@ def test_the_parameters_of_a_step_are_known_by_name() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"model": SimpleNamespace(scheduler=None, components={})}, r"given a pipeline, .*: write .* pipe\.unet"),
         ({"num_inference_steps": 0.5}, "num_inference_steps must be an integer"),
         ({"num_inference_steps": True}, "num_inference_steps must be an integer"),
         ({"num_inference_steps": 10**30}, "num_inference_steps must be an integer of at least 1 and at most"),
