@@ -39,12 +39,14 @@ class Options:
         mode: how it runs.
         window: denoiser calls in flight.
         tolerance: largest relative error of a denoiser output that counts as right.
+        asked: whether the tolerance was asked for, or is the default.
         max_rows: rows one evaluation of the denoiser may hold.
     """
 
     mode: Mode
     window: int
     tolerance: float
+    asked: bool
     max_rows: int | None
 
 
@@ -123,7 +125,8 @@ class Parallel:
     def _solve(self, turn: Turn, denoisers: Denoisers, once: Callable[[], Any], bars: Bars) -> Any:
         """Run the pipeline's call in parallel."""
         options = self.options
-        turn.player = replay = Replay(denoisers, options.window, options.tolerance, options.max_rows)
+        replay = Replay(denoisers, options.window, options.tolerance, options.max_rows, asked=options.asked)
+        turn.player = replay
         if options.mode != "replay":
             self._plan(turn, replay, once, bars)
         result = replay.run(once)

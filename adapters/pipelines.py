@@ -11,13 +11,14 @@ from .pipeline import Options, change
 from .stats import Mode
 
 _WINDOW = 64
+_TOLERANCE = 1e-4
 
 
 def parallelize(
     pipeline: Any,
     *,
     window: int | None = None,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
     max_rows: int | None = None,
     mode: Mode = "auto",
     denoiser: str | None = None,
@@ -32,7 +33,8 @@ def parallelize(
         window: denoiser calls in flight, 64 by default. Choose the number of calls your device evaluates together in
             about the time of one.
         tolerance: largest relative error (root mean square over a row) of a denoiser output that counts as right; 0
-            asks for the sequential result up to rounding.
+            asks for the sequential result up to rounding. 1e-4 by default, or where the denoiser rounds by more, as in
+            half precision, that.
         max_rows: rows one evaluation of the denoiser may hold; guidance counts two rows a sample.
         mode: `"plan"` solves the loop by its scheduler's plan, without the pipeline's Python in every round, and
             refuses a call that does something no plan can say; `"replay"` runs the pipeline's own loop again and again
@@ -49,12 +51,12 @@ def parallelize(
     """
     check_choice("mode", mode, get_args(Mode))
     nodes, most = check_limit("window", window), check_limit("max_rows", max_rows)
-    relative = number("tolerance", tolerance)
+    relative = _TOLERANCE if tolerance is None else number("tolerance", tolerance)
     if not 0 <= relative < 1:
         msg = f"tolerance must be in [0, 1), relative to the denoiser's output; given {relative:g}"
         raise InvalidProblemError(msg)
     restore(pipeline)
-    return change(pipeline, Options(mode, nodes or _WINDOW, relative, most), denoiser)
+    return change(pipeline, Options(mode, nodes or _WINDOW, relative, tolerance is not None, most), denoiser)
 
 
 def restore(pipeline: Any) -> Any:

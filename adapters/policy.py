@@ -216,7 +216,8 @@ class ParallelPolicy:
         options = self.options
         tolerance = _REPLAYED if options.tolerance is None else options.tolerance
         denoisers = Denoisers([getattr(owner, self.network)])
-        replay = Replay(denoisers, options.window, tolerance, options.max_rows)  # type: ignore[arg-type]  # needs_plan
+        asked = options.tolerance is not None
+        replay = Replay(denoisers, options.window, tolerance, options.max_rows, asked=asked)  # type: ignore[arg-type]
         replay.unchecked, replay.stats.reason, random = self._unchecked, self.why or "", RandomState(arguments)
 
         def again() -> Any:

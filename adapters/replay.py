@@ -46,14 +46,17 @@ class Replay:
         stats: what it costs.
     """
 
-    def __init__(self, denoisers: Denoisers, window: int, tolerance: float, max_rows: int | None) -> None:
+    def __init__(
+        self, denoisers: Denoisers, window: int, tolerance: float, max_rows: int | None, *, asked: bool
+    ) -> None:
+        """Prepare; `asked` says whether the tolerance was asked for, or is a default."""
         self.denoisers, self.window, self.tolerance, self.max_rows = denoisers, window, tolerance, max_rows
         self.unchecked = True
         self.hints: tuple[Hints, int] | None = None
         self.final: list[Any] = []
         self.total: int | None = None
         self.steps = self.index = 0
-        self.stats, self._started = Stats("replay", window=window), time.perf_counter()
+        self.stats, self._started = Stats("replay", window=window, _asked=asked), time.perf_counter()
         self._known: dict[int, Node] = {}
         self._pass: dict[int, tuple[Call, Any]] = {}
         self._phase = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 logger = logging.getLogger("picard")
@@ -41,6 +41,7 @@ class Stats:
     residual: float = 0.0
     seconds: float = 0.0
     reason: str = ""
+    _asked: bool = field(default=True, repr=False, compare=False)  # whether the tolerance was: the default may be below
 
     @property
     def speedup_bound(self) -> float:
@@ -48,9 +49,10 @@ class Stats:
         return self.sequential_evaluations / max(self.rounds, 1)
 
     def stall(self, tolerance: float, error: float) -> None:
-        """Note that refining stopped at the rounding noise of the model, and warn of it once."""
+        """Note that refining stopped at the rounding noise of the model, and warn of it once if more was asked for."""
         if not self.stalled:
-            logger.warning(
+            logger.log(
+                logging.WARNING if self._asked else logging.INFO,
                 "the tolerance %g is below the rounding noise of the model (about %.1e): refining stops there",
                 tolerance,
                 error,
