@@ -21,7 +21,7 @@ from picard.prepare import Prepared
 from picard.recall import Recall, recallable
 from picard.solution import Solution
 from picard.trajectory import Trajectory, check_save
-from picard.transforms import asking, check_single, check_tracked, transforms
+from picard.transforms import asking, check_single, check_tracked, forwards, many_at_once, transforms
 
 Solve = Callable[[Tensor, Trajectory], Solution]
 _CHANGED = (0.005, 0.05)  # far above the rounding of TF32 and of half precision
@@ -70,19 +70,20 @@ def differentiation(setup: Setup, prepared: Prepared) -> Differentiation:
 def _captured(field_at: FieldAtNodes, x: Tensor, copies: list[Tensor]) -> tuple[list[Tensor], Tensor]:
     """Find the leaves that a field captures, none of the copies that it is given; return its value at the start, too.
 
-    The state asks for a gradient, as in the backward pass: a model that differentiates may make it do so otherwise.
+    The state asks for no gradient here, for a model may be none of PyTorch; one that makes it ask finds it among them.
     """
-    start = asking(x.clone())
+    start = x.clone()  # the model may work in place
     with torch.enable_grad():
         value = _at_start(field_at, start)
-    captured = [leaf for leaf in leaves(value) if not any(leaf is own for own in (start, *copies))]
-    return captured, value.detach().clone()
+    own = [start, *copies]
+    found = [leaf for leaf in leaves(value) if not any(leaf is one or leaf._base is one for one in own)]
+    return found, value.detach().clone()
 
 
 def _at_start(field_at: FieldAtNodes, x: Tensor) -> Tensor:
     """Evaluate the field at the first node of the first sample, whose state is of shape (1, *state)."""
     zero = torch.zeros(1, dtype=torch.int64, device=x.device)
-    return field_at(zero, zero, x.clone())  # the model may work in place
+    return field_at(zero, zero, x)
 
 
 def solve_with_gradient(setup: Setup, prepared: Prepared, save: Any, by: Differentiation, run: Solve) -> Solution:
@@ -144,6 +145,16 @@ class _Implicit(torch.autograd.Function):
         ctx.save_for_backward(states, *inputs_by)
 
     @staticmethod
+    def vmap(*_: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Refuse to be lifted."""
+        raise many_at_once()
+
+    @staticmethod
+    def jvp(*_: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Refuse to be differentiated forwards."""
+        raise forwards()
+
+    @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # as torch documents it
         ctx: Any, by_ys: Tensor | None, by_final: Tensor | None
     ) -> Many:
@@ -196,7 +207,7 @@ def _check_unchanged(field_at: FieldAtNodes, x: Tensor, before: Tensor) -> None:
         InvalidProblemError: if it is not, for the backward pass calls the model again.
     """
     with torch.no_grad():
-        now = _at_start(field_at, x)
+        now = _at_start(field_at, x.clone())
     half = now.dtype in (torch.float16, torch.bfloat16)
     largest = before.abs().amax()
     if bool((now - before).abs().amax() > _CHANGED[half] * largest):

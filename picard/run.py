@@ -14,7 +14,7 @@ from picard.advance import Advance
 from picard.conditioning import map_tensors
 from picard.device import send
 from picard.engine import Outcome, Setup, call_model
-from picard.errors import NonFiniteError, NotSupportedError
+from picard.errors import NonFiniteError
 from picard.memory import RowLimit
 from picard.move import move, only, open_windows
 from picard.prepare import Prepared
@@ -26,6 +26,7 @@ from picard.solution import Solution, Stats, Status
 from picard.thin import REACH
 from picard.tolerance import TotalVariation
 from picard.trajectory import Trajectory
+from picard.transforms import forwards
 
 logger = logging.getLogger("picard")
 
@@ -224,8 +225,4 @@ class Run:
 def _refuse_tangents(states: Tensor) -> None:
     """Refuse forward-mode derivatives: states are accepted by their own changes, whatever those of tangents are."""
     if unpack_dual(states).tangent is not None:
-        msg = (
-            "forward-mode derivatives (jvp, jacfwd) of a parallel solve are not offered: write picard.sequential in "
-            "its place, or take them in reverse mode (torch.autograd.grad)"
-        )
-        raise NotSupportedError(msg)
+        raise forwards()

@@ -43,11 +43,25 @@ def check_single(*tensors: Tensor | None) -> None:
     except ImportError:  # private to torch
         return
     if any(one is not None and (is_batchedtensor(one) or is_legacy_batchedtensor(one)) for one in tensors):
-        msg = (
-            "the backward solve takes one gradient at a time, no vmap over them: write torch.func.jacrev(f, "
-            "chunk_size=1), or torch.autograd.functional.jacobian(f, x)"
-        )
-        raise NotSupportedError(msg)
+        raise many_at_once()
+
+
+def many_at_once() -> NotSupportedError:
+    """Make the error for many solves or gradients in one."""
+    return NotSupportedError(
+        "a solve, and its backward solve, go one at a time, without vmap over them: write torch.func.jacrev(f, "
+        "chunk_size=1) or torch.autograd.functional.jacobian(f, x) for a Jacobian, torch.autograd.functional.hessian "
+        "for a Hessian, and a batch for many initial states"
+    )
+
+
+def forwards() -> NotSupportedError:
+    """Make the error for forward-mode derivatives."""
+    return NotSupportedError(
+        "forward-mode derivatives (jvp, jacfwd, torch.func.hessian) of a parallel solve are not offered: write "
+        "picard.sequential in its place, or take them in reverse mode (torch.autograd.grad, "
+        "torch.autograd.functional.hessian)"
+    )
 
 
 def check_tracked(inputs: Sequence[Tensor]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchdiffeq
@@ -298,6 +299,13 @@ def test_a_model_that_differentiates_by_its_state(way: str, trained: bool) -> No
         loss(picard.sequential(picard.ODE(hamiltonian, x0), steps.ts, method="dopri5", save="all")), inputs
     )
     torch.testing.assert_close(torch.autograd.grad(loss(steps), inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_drift_that_is_none_of_pytorch_needs_no_gradient() -> None:
+    drift = picard.ODE(lambda t, x: torch.from_numpy(np.cos(x.numpy())), normal(3, 4))
+    assert torch.is_grad_enabled()
+    expected = picard.sequential(drift, times(), method="rk4").final
+    torch.testing.assert_close(picard.solve(drift, times(), method="rk4", tolerance=1e-10).final, expected)
 
 
 @pytest.mark.parametrize("seed", range(6))

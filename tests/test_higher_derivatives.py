@@ -185,13 +185,15 @@ def test_a_jacobian_by_torch_func_with_parameters_that_ask_for_a_gradient() -> N
         jacobian.sum().backward()
 
 
-@pytest.mark.parametrize("way", ["torch.func", "vectorize"])
+MANY: dict[str, Callable[[Any, Tensor], Any]] = {
+    "jacrev": lambda f, x: torch.func.jacrev(f)(x),
+    "hessian": lambda f, x: torch.func.hessian(f)(x),
+    "vectorize": lambda f, x: torch.autograd.functional.jacobian(f, x, vectorize=True),
+}
+
+
+@pytest.mark.parametrize("way", MANY)
 def test_many_gradients_at_once_are_refused(way: str) -> None:
     net, x = Net(2), normal(1, 2)
-
-    def final(x: Tensor) -> Tensor:
-        return solve(picard.ODE(net, x), times(8), "euler").final
-
-    functional: Any = torch.autograd.functional
-    with pytest.raises(picard.NotSupportedError, match="chunk_size=1"):
-        torch.func.jacrev(final)(x) if way == "torch.func" else functional.jacobian(final, x, vectorize=True)
+    with pytest.raises(picard.NotSupportedError, match=r"functional\.(jacobian|hessian)"):
+        MANY[way](lambda x: solve(picard.ODE(net, x), times(8), "euler").final, x)
