@@ -77,7 +77,7 @@ def choose(setup: Setup, prepared: Prepared, *, window: bool, rows: bool) -> Cho
         setup.sync_every,
     )
     if what not in known.forecasts:
-        known.forecasts[what] = Forecast.of(setup.plan, leeway, known)
+        known.forecasts[what] = Forecast.of(setup.plan, leeway, known, newton=setup.newton)
     forecast: Forecast = known.forecasts[what]
     asked, trials, spent = (window, rows, setup.window), known.calls, known.rows
     if asked not in forecast.choices:
@@ -97,10 +97,12 @@ def _choose(setup: Setup, prepared: Prepared, forecast: Forecast, gap: int, *, w
         measure_step(setup, prepared, known)
     alone = forecast.alone()
 
+    ahead = 6 if forecast.newton else 3  # his rounds fall with the window for longer, and small models measure fast
+
     def hopeless(size: int) -> bool:
         """Say whether no larger window can win, if rounds go on to take longer as they did up to this one."""
         best = min(alone, *(forecast.seconds(each) for each in known.rounds))
-        larger = [size * factor for factor in (2, 4, 8) if size * factor <= largest]
+        larger = [size << doublings for doublings in range(1, ahead + 1) if size << doublings <= largest]
         return all(forecast.at_best(each) >= best for each in larger)
 
     largest = min(LARGEST if window else setup.window, nodes)

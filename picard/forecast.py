@@ -12,7 +12,7 @@ from picard.latency import Latency
 from picard.plan import Plan
 from picard.solution import Stats
 
-_STRIDE = 50  # nodes a round slides on at most, where nothing is known of an equation
+_STRIDE, _NEWTON = 50, 200  # nodes a round slides on at most, where nothing is known of an equation; by Newton's method
 _WASTE = 1.3  # rounds of small windows over the fewest possible, there
 _RAMP = 2.0  # how much smaller than the window its rounds are: at the start and the end few nodes are in flight
 _NEWS = 0.05  # by how much a solve must change its own forecast for another window to be chosen
@@ -61,6 +61,7 @@ class Forecast:
         smooth: whether it samples a diffusion model, for which a window as long as the grid converges in a few rounds.
         evaluated: share of the nodes that is evaluated.
         latency: measured seconds.
+        newton: whether by Newton's method.
         taken: what earlier solves of the kind took, by window.
         choices: those last made by it, by what was asked.
     """
@@ -69,19 +70,21 @@ class Forecast:
     smooth: bool
     evaluated: float
     latency: Latency
+    newton: bool = False
     taken: dict[int, Taken] = field(default_factory=dict)
     choices: dict[Hashable, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, plan: Plan, leeway: float, latency: Latency) -> Forecast:
+    def of(cls, plan: Plan, leeway: float, latency: Latency, *, newton: bool = False) -> Forecast:
         """Make the forecast of a plan, whose nodes are thinned if `leeway` is positive; see `Tolerance`."""
-        return cls(plan.nodes, plan.yardstick is not None, evaluated_share(leeway), latency)
+        return cls(plan.nodes, plan.yardstick is not None, evaluated_share(leeway), latency, newton)
 
     def rounds(self, window: int) -> float:
         """Predict the rounds: those to slide over all nodes, those to converge, and what others took more than that.
 
         `evaluated * nodes / window + log2(window)` for diffusion models. The mean error of the logarithm is 0.13.
-        Equations slide on by at most some 50 nodes a round; there it is 0.42, until a solve has shown more.
+        Equations slide on by at most some 50 nodes a round, 200 by Newton's method; there it is 0.42 and 0.34, until a
+        solve has shown more.
         """
         if window in self.taken:
             return self.taken[window].rounds
@@ -90,7 +93,7 @@ class Forecast:
             return max(1.0, self._least(window) + self.taken[near].rounds - self._least(near))
         if self.smooth:
             return self._least(window)
-        return self._least(window) + self.nodes * ((_WASTE - 1) / window + 1 / _STRIDE)
+        return self._least(window) + self.nodes * ((_WASTE - 1) / window + 1 / (_NEWTON if self.newton else _STRIDE))
 
     def width(self, window: int) -> float:
         """Predict the nodes that a round evaluates on average; the share of those left out is that of other windows."""
