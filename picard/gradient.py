@@ -61,20 +61,19 @@ def differentiation(setup: Setup, prepared: Prepared) -> Differentiation:
         return copy
 
     cond = map_tensors(prepared.problem.conditioning(), detached)
-    x0 = prepared.problem.x0.detach()
-    noise = None if prepared.draw is None else prepared.draw([0], [0])[None]
-    captured, value = _captured(FieldAtNodes(setup, noise, cond), x0[:1], copies)
+    captured, value = _captured(setup, prepared, cond, copies)
     return Differentiation([*inputs, *captured], [*copies, *captured], cond, value)
 
 
-def _captured(field_at: FieldAtNodes, x: Tensor, copies: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+def _captured(setup: Setup, prepared: Prepared, cond: Any, copies: list[Tensor]) -> tuple[list[Tensor], Tensor]:
     """Find the leaves that a field captures, none of the copies that it is given; return its value at the start, too.
 
-    The state asks for no gradient here, for a model may be none of PyTorch; one that makes it ask finds it among them.
+    The state asks for no gradient here, for a model may be none of PyTorch.
     """
-    start = x.clone()  # the model may work in place
+    start = prepared.problem.x0.detach()[:1].clone()  # the model may work in place, or make it ask
+    noise = None if prepared.draw is None else prepared.draw([0], [0])[None]
     with torch.enable_grad():
-        value = _at_start(field_at, start)
+        value = _at_start(FieldAtNodes(setup, noise, cond), start)
     own = [start, *copies]
     found = [leaf for leaf in leaves(value) if not any(leaf is one or leaf._base is one for one in own)]
     return found, value.detach().clone()
@@ -165,7 +164,7 @@ class _Implicit(torch.autograd.Function):
         with task.mixed(), torch.no_grad():
             found = _gradient(task, kept, by_ys, by_final, wants_inputs=ctx.wants_inputs)
         if torch.is_grad_enabled():
-            found = _differentiable(task, found, kept[0][:1], by_ys, by_final)
+            found = _differentiable(task, found, by_ys, by_final)
         return (None, None, *found)
 
 
@@ -188,11 +187,11 @@ def _gradient(task: _Task, kept: Tensor, by_ys: Tensor | None, by_final: Tensor 
     return (by_start.to(kept.dtype), *by_inputs)
 
 
-def _differentiable(task: _Task, found: Many, x: Tensor, by_ys: Tensor | None, by_final: Tensor | None) -> Many:
-    """Let the gradients found be differentiated; `x` is the first sample's initial state, shape (1, *state)."""
+def _differentiable(task: _Task, found: Many, by_ys: Tensor | None, by_final: Tensor | None) -> Many:
+    """Let the gradients found be differentiated."""
     inputs, tensors = task.by.inputs, task.by.stand_ins
     if not inputs and transforms() < task.transforms:  # tensors that a transform did not track, which is over
-        inputs = tensors = _captured(FieldAtNodes(task.setup, None, task.by.cond), x, [])[0]
+        inputs = tensors = _captured(task.setup, task.prepared, task.by.cond, [])[0]
     states = Sequentially(task.prepared, task.save, task.setup.max_rows, task.by.cond, task.mixed)
     gradient = Gradient(states, 1, Leaves(tensors, task.transforms))
     given = (task.prepared.problem.x0, by_ys, by_final)

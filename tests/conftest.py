@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jaxtyping
 import pytest
@@ -51,6 +54,15 @@ def listed_under_grad() -> None:
         torch.func.grad(lambda x: x.sum() + torch.zeros(1).tolist()[0])(torch.ones(1))
     except RuntimeError:
         pytest.skip("this torch cannot list numbers under torch.func.grad")
+
+
+@pytest.fixture
+def digits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Import the pipeline of the digits example."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "digits"))
+    yield import_module("pipeline")
+    for name in ("pipeline", "model"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture

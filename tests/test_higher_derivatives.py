@@ -192,6 +192,7 @@ MANY: dict[str, Callable[[Any, Tensor], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # PyTorch loads code of its own that it has deprecated
 @pytest.mark.parametrize("way", MANY)
 def test_many_gradients_at_once_are_refused(way: str) -> None:
     net, x = Net(2), normal(1, 2)

@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import logging
-import sys
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,14 +16,6 @@ from picard.adapters import parallelize, restore
 
 library = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture
-def digits(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "digits"))
-    yield import_module("pipeline")
-    for name in ("pipeline", "model"):
-        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize(("name", "steps"), [("DPMSolverMultistep", 50), ("DDPM", 60)])

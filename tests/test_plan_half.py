@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,14 +123,6 @@ def test_rounding_is_that_of_the_coarsest_numbers_of_a_call() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             call = known.record(0, 0, 0, (output.to(kinds[0]), 1), {})
         assert known.eps(call, output.to(kinds[1])) == torch.finfo(torch.bfloat16).eps
-
-
-@pytest.fixture
-def digits(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "digits"))
-    yield import_module("pipeline")
-    for name in ("pipeline", "model"):
-        sys.modules.pop(name, None)
 
 
 def draw(digits: Any, kind: str) -> tuple[Any, float]:
