@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,6 +177,20 @@ def leaves(value: Tensor) -> list[Tensor]:
             leaves.append(getattr(function, "variable"))  # noqa: B009  # only leaves have it, which torch does not declare
         todo.extend(after for after, _ in function.next_functions if after is not None)
     return leaves
+
+
+@contextmanager
+def unhooked(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Keep tensors' hooks from parts of their gradients: they are run on the sum, by the graph outside."""
+    hooks = [one._backward_hooks for one in tensors if one._backward_hooks]
+    held = [dict(each) for each in hooks]
+    for each in hooks:
+        each.clear()
+    try:
+        yield
+    finally:
+        for each, own in zip(hooks, held, strict=True):
+            each.update(own)
 
 
 def draw_everything(prepared: Prepared, batch: int) -> Tensor | None:

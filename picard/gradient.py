@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from picard.adjoint import FieldAtNodes, draw_everything, leaves
+from picard.adjoint import FieldAtNodes, draw_everything, leaves, unhooked
 from picard.backward import solve_backward
-from picard.conditioning import map_tensors
+from picard.conditioning import map_tensors, versions
 from picard.device import mixed_as_now
 from picard.engine import Setup
 from picard.errors import InvalidProblemError
-from picard.higher import Gradient, Leaves, Many, Sequentially, differentiable
+from picard.higher import AsItWas, Gradient, Leaves, Many, Sequentially, differentiable
 from picard.prepare import Prepared
 from picard.recall import Recall, recallable
 from picard.solution import Solution
 from picard.trajectory import Trajectory, check_save
-from picard.transforms import asking, check_single, check_tracked, forwards, many_at_once, transforms
+from picard.transforms import asking, check_single, check_tracked, forwards, many_at_once, transforms, unwrapped
 
 Solve = Callable[[Tensor, Trajectory], Solution]
 _CHANGED = (0.005, 0.05)  # far above the rounding of TF32 and of half precision
@@ -36,12 +36,29 @@ class Differentiation:
         stand_ins: what the field is evaluated with: detached copies of the former, the latter themselves.
         cond: the conditioning made of these.
         start: the field at the first node of the first sample, by which a changed model is noticed.
+        outside: leaves that only transforms of `torch.func` around the innermost one track, or none.
+        changes: how often every tensor of the conditioning had been changed in place.
     """
 
     inputs: list[Tensor]
     stand_ins: list[Tensor]
     cond: Any
     start: Tensor
+    outside: list[Tensor]
+    changes: tuple[int, ...]
+
+    def check_cond(self) -> None:
+        """Check that the conditioning is what it was.
+
+        Raises:
+            InvalidProblemError: if it was changed in place.
+        """
+        if versions(self.cond) != self.changes:
+            msg = (
+                "conditioning must not be changed in place between a solve and its gradient, which calls the model "
+                "again: call backward() before, or give the problem a copy, cond={...: tensor.clone()}"
+            )
+            raise InvalidProblemError(msg)
 
 
 def differentiation(setup: Setup, prepared: Prepared) -> Differentiation:
@@ -61,22 +78,16 @@ def differentiation(setup: Setup, prepared: Prepared) -> Differentiation:
         return copy
 
     cond = map_tensors(prepared.problem.conditioning(), detached)
-    captured, value = _captured(setup, prepared, cond, copies)
-    return Differentiation([*inputs, *captured], [*copies, *captured], cond, value)
-
-
-def _captured(setup: Setup, prepared: Prepared, cond: Any, copies: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Find the leaves that a field captures, none of the copies that it is given; return its value at the start, too.
-
-    The state asks for no gradient here, for a model may be none of PyTorch.
-    """
+    # The state asks for no gradient here, for a model may be none of PyTorch.
     start = prepared.problem.x0.detach()[:1].clone()  # the model may work in place, or make it ask
     noise = None if prepared.draw is None else prepared.draw([0], [0])[None]
     with torch.enable_grad():
         value = _at_start(FieldAtNodes(setup, noise, cond), start)
     own = [start, *copies]
-    found = [leaf for leaf in leaves(value) if not any(leaf is one or leaf._base is one for one in own)]
-    return found, value.detach().clone()
+    captured = [leaf for leaf in leaves(value) if not any(leaf is one or leaf._base is one for one in own)]
+    outside = [leaf for outer in unwrapped(value) for leaf in leaves(outer)]
+    everything, stand_ins = [*inputs, *captured], [*copies, *captured]
+    return Differentiation(everything, stand_ins, cond, value.detach().clone(), outside, versions(cond))
 
 
 def _at_start(field_at: FieldAtNodes, x: Tensor) -> Tensor:
@@ -164,7 +175,7 @@ class _Implicit(torch.autograd.Function):
         with task.mixed(), torch.no_grad():
             found = _gradient(task, kept, by_ys, by_final, wants_inputs=ctx.wants_inputs)
         if torch.is_grad_enabled():
-            found = _differentiable(task, found, by_ys, by_final)
+            found = _differentiable(task, found, kept[0], by_ys, by_final)
         return (None, None, *found)
 
 
@@ -176,6 +187,7 @@ def _gradient(task: _Task, kept: Tensor, by_ys: Tensor | None, by_final: Tensor 
     # Outside of a transform it ran in, tensors that it did not track are tracked again; none of them is asked for.
     known = task.by.stand_ins if transforms() == task.transforms else None
     field_at = FieldAtNodes(task.setup, noise, task.by.cond, known)
+    task.by.check_cond()
     _check_unchanged(field_at, kept[0][:1], task.by.start)
     points = check_save(task.save, plan.steps)
     nodes = plan.grid_nodes[points].tolist()
@@ -183,20 +195,19 @@ def _gradient(task: _Task, kept: Tensor, by_ys: Tensor | None, by_final: Tensor 
     last = [one for one in (by_final, direct.pop(plan.nodes, None)) if one is not None]
     start = sum(last, torch.zeros_like(kept[0])).to(prepared.wide)
     wanted = task.by.stand_ins if wants_inputs else []
-    by_start, by_inputs = solve_backward(field_at, Recall(field_at, kept), start, direct, wanted)
+    with unhooked(wanted):
+        by_start, by_inputs = solve_backward(field_at, Recall(field_at, kept), start, direct, wanted)
     return (by_start.to(kept.dtype), *by_inputs)
 
 
-def _differentiable(task: _Task, found: Many, by_ys: Tensor | None, by_final: Tensor | None) -> Many:
-    """Let the gradients found be differentiated."""
-    inputs, tensors = task.by.inputs, task.by.stand_ins
-    if not inputs and transforms() < task.transforms:  # tensors that a transform did not track, which is over
-        inputs = tensors = _captured(task.setup, task.prepared, task.by.cond, [])[0]
-    states = Sequentially(task.prepared, task.save, task.setup.max_rows, task.by.cond, task.mixed)
-    gradient = Gradient(states, 1, Leaves(tensors, task.transforms))
-    given = (task.prepared.problem.x0, by_ys, by_final)
-    missing = (None,) * (1 + len(inputs) - len(found))
-    return differentiable(gradient, (*found, *missing), given, inputs)[: len(found)]
+def _differentiable(task: _Task, found: Many, start: Tensor, by_ys: Tensor | None, by_final: Tensor | None) -> Many:
+    """Let the gradients found be differentiated; `start` is the initial state as it was."""
+    by = task.by
+    states = Sequentially(task.prepared, task.save, task.setup.max_rows, by.cond, task.mixed)
+    leaves = Leaves(by.stand_ins, task.transforms, len(by.outside), by.check_cond)
+    as_it_was: Any = AsItWas.apply
+    given = (as_it_was(task.prepared.problem.x0, start), by_ys, by_final)
+    return differentiable(Gradient(states, 1, leaves), found, given, [*by.inputs, *by.outside])
 
 
 def _check_unchanged(field_at: FieldAtNodes, x: Tensor, before: Tensor) -> None:

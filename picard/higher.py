@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picard.adjoint import unhooked
 from picard.errors import NotSupportedError
 from picard.prepare import Prepared
 from picard.progress import Progress
@@ -28,18 +29,26 @@ class Leaves:
     Attributes:
         tensors: leaves that ask for a gradient.
         transforms: transforms of `torch.func` that they were found in.
+        outside: number of those of transforms around, or outside of all, to which the gradient does not lead.
+        unchanged: checks that what else the field depends on is what it was.
     """
 
     tensors: Sequence[Tensor]
     transforms: int
+    outside: int
+    unchanged: Callable[[], None]
 
-    def check(self) -> None:
+    def check(self, *, wanted: bool) -> None:
         """Check that they are still there.
+
+        Args:
+            wanted: whether a derivative by some of all these is.
 
         Raises:
             NotSupportedError: if they belonged to a transform that is over.
         """
-        if self.tensors and transforms() != self.transforms:
+        self.unchanged()
+        if wanted and (self.outside or transforms() != self.transforms):
             msg = (
                 "second derivatives of a solve by parameters or conditioning are not offered inside torch.func, which "
                 "forgets these: write torch.autograd.grad(..., create_graph=True)"
@@ -105,7 +114,10 @@ class Gradient:
         if not pairs:
             return (None,) * len(inputs)
         results, by = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(results, there, by, create_graph=create_graph, allow_unused=True))
+        with unhooked(self.leaves.tensors):
+            # What tensors in closures were made of may be asked for later.
+            more: dict[str, Any] = {"create_graph": create_graph, "retain_graph": True, "allow_unused": True}
+            found = iter(torch.autograd.grad(results, there, by, **more))
         return tuple(None if one is None else next(found) for one in inputs)
 
 
@@ -128,8 +140,8 @@ class Differentiable(torch.autograd.Function):
     def backward(ctx: Any, *by: Maybe) -> Many:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Differentiate by all of that."""
         leaves: Leaves = ctx.gradient.leaves
-        leaves.check()
-        split = len(ctx.saved_tensors) - len(leaves.tensors)
+        split = len(ctx.saved_tensors) - len(leaves.tensors) - leaves.outside
+        leaves.check(wanted=any(ctx.needs_input_grad[2 + split :]))
         given, originals = (*ctx.saved_tensors[:split], *by), ctx.saved_tensors[split:]
         derivative = Gradient(ctx.gradient, split, leaves)
         with torch.enable_grad():
@@ -137,7 +149,25 @@ class Differentiable(torch.autograd.Function):
             found = derivative(*stand_ins, create_graph=False)
         if torch.is_grad_enabled():
             found = differentiable(derivative, found, given, originals)
-        return (None, None, *found)
+        return (None, None, *found[: split + len(leaves.tensors)], *[None] * leaves.outside)
+
+
+class AsItWas(torch.autograd.Function):
+    """An initial state with the value that it had in the solve; it may have been written over since."""
+
+    @staticmethod
+    def forward(_: Tensor, value: Tensor) -> Tensor:
+        """Return the value."""
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep nothing."""
+
+    @staticmethod
+    def backward(_: Any, by: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Pass the gradient on to the state."""
+        return by, None
 
 
 def differentiable(gradient: Gradient, found: Many, given: Sequence[Maybe], originals: Sequence[Tensor]) -> Many:
@@ -147,7 +177,7 @@ def differentiable(gradient: Gradient, found: Many, given: Sequence[Maybe], orig
         gradient: the function that it is the value of.
         found: its value.
         given: what it was given.
-        originals: what the leaves are copies of, or they themselves.
+        originals: what the leaves are copies of, or they themselves; and those outside.
     """
     apply: Any = Differentiable.apply
     return apply(gradient, found, *given, *originals)

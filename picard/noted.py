@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import Tensor
@@ -28,7 +28,8 @@ def noted(called: Mapping[str, Any], cond: Mapping[str, Any] | None = None) -> I
     except _KINDS as error:
         known = any(note.startswith(_START) for note in getattr(error, "__notes__", ()))
         if not known and not isinstance(error, PicardError) and not out_of_memory(error):
-            error.add_note(_note(called, {} if cond is None else cond))
+            with suppress(Exception):  # the model's error comes first, whatever its class makes of notes
+                error.add_note(_note(called, {} if cond is None else cond))
         raise
 
 

@@ -32,6 +32,19 @@ def transforms() -> int:
     return maybe_current_level() or 0
 
 
+def unwrapped(value: Tensor) -> list[Tensor]:
+    """Return a tensor as every transform around the innermost one knows it, and as it is outside of all."""
+    try:
+        from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+    except ImportError:  # private to torch
+        return []
+    found = []
+    while is_functorch_wrapped_tensor(value):
+        value = get_unwrapped(value)
+        found.append(value)
+    return found
+
+
 def check_single(*tensors: Tensor | None) -> None:
     """Refuse many gradients at once, as `torch.func.vmap` and `is_grads_batched` have them.
 

@@ -308,6 +308,37 @@ def test_a_drift_that_is_none_of_pytorch_needs_no_gradient() -> None:
     torch.testing.assert_close(picard.solve(drift, times(), method="rk4", tolerance=1e-10).final, expected)
 
 
+@pytest.mark.parametrize("window", [2, 7])
+def test_hooks_of_parameters_see_their_gradients_once_and_whole(window: int) -> None:
+    net, x0 = Net(), normal(3, 4)
+    weight = next(net.parameters())
+    expected = torch.autograd.grad(loss(picard.sequential(picard.ODE(net, x0), times(), method="euler")), weight)
+    seen = []
+
+    def halve(gradient: Tensor) -> Tensor:
+        seen.append(gradient)
+        return gradient / 2
+
+    handle = weight.register_hook(halve)
+    for _ in range(2):
+        net.zero_grad()
+        loss(picard.solve(picard.ODE(net, x0), times(), method="euler", window=window, tolerance=1e-13)).backward()
+        assert len(seen) == 1
+        torch.testing.assert_close(seen.pop(), expected[0])
+        torch.testing.assert_close(weight.grad, expected[0] / 2)
+    handle.remove()
+    loss(picard.solve(picard.ODE(net, x0), times(), method="euler")).backward()
+    assert not seen
+
+
+def test_conditioning_that_changes_in_place_is_noticed() -> None:
+    net, x0, c = Net(), normal(3, 4).requires_grad_(), normal(3, 4, seed=1)
+    total = loss(picard.solve(picard.ODE(net, x0, cond={"c": c}), times(), method="euler"))
+    c[2] = 0  # not the sample that is looked at
+    with pytest.raises(picard.InvalidProblemError, match=r"conditioning must not be changed.*clone"):
+        total.backward()
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_a_solve_under_autocast_goes_backward_under_it(seed: int) -> None:
     torch.manual_seed(seed)

@@ -118,6 +118,47 @@ def test_under_autocast() -> None:
         assert float((given - wanted).norm()) < 0.05 * float(wanted.norm())
 
 
+def test_tensors_in_a_closure_that_were_computed() -> None:
+    encoder, net, x0 = nn.Linear(3, 3).double(), nn.Linear(6, 3).double(), normal(1, 3).requires_grad_()
+    found = []
+    for solver in (solve, follow):
+        code = torch.tanh(encoder(torch.ones(1, 3, dtype=torch.float64)))
+        drift = picard.ODE(lambda t, x, c=code: torch.tanh(net(torch.cat([x, c.expand(len(x), -1)], -1))), x0)
+        total = loss(solver(drift, times(8), "midpoint"))
+        (gradient,) = torch.autograd.grad(total, x0, create_graph=True)
+        for module in (encoder, net):
+            module.zero_grad()
+        (total + gradient.square().sum()).backward()
+        found.append([one.grad for one in (*encoder.parameters(), *net.parameters())])
+    for given, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(given, wanted, rtol=1e-7, atol=1e-7)
+
+
+def test_an_initial_state_that_is_written_over_counts_as_it_was() -> None:
+    net = Net(2)
+    expected, found = list[Tensor](), list[Tensor]()
+    for overwrites, gradients in ((False, expected), (True, found)):
+        x0 = normal(2, 2)
+        total = loss(solve(picard.ODE(net, x0), times(8), "midpoint"))
+        if overwrites:
+            x0.zero_()
+        first = torch.autograd.grad(total, list(net.parameters()), create_graph=True)
+        size = sum((one.square().sum() for one in first), torch.zeros(()))
+        gradients.extend([*first, *torch.autograd.grad(size, list(net.parameters()))])
+    for given, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(given, wanted)
+
+
+def test_conditioning_that_changes_between_two_gradients_is_noticed() -> None:
+    x0, c = normal(2, 4).requires_grad_(), normal(2, 4, seed=1)
+    (gradient,) = torch.autograd.grad(
+        loss(solve(picard.ODE(Net(), x0, cond={"c": c}), times(8), "euler")), x0, create_graph=True
+    )
+    c[1] = 0
+    with pytest.raises(picard.InvalidProblemError, match="conditioning must not be changed"):
+        gradient.square().sum().backward()
+
+
 def test_nothing_is_solved_step_by_step_before_it_is_asked_for() -> None:
     calls = []
     for create_graph in (False, True):
@@ -171,6 +212,24 @@ def test_torch_func_by_parameters_is_refused() -> None:
 
     with pytest.raises(picard.NotSupportedError, match=r"create_graph=True"):
         torch.func.grad(penalty)(parameters)
+
+
+@pytest.mark.usefixtures("listed_under_grad")
+def test_a_gradient_by_torch_func_in_a_loss_that_asks_for_parameters_is_refused() -> None:
+    """They are constants to it, and their part of the loss would be lost."""
+    net, x = Net(2), normal(1, 2)
+
+    def total(x: Tensor) -> Tensor:
+        return loss(solve(picard.ODE(net, x), times(8), "midpoint"))
+
+    penalty = torch.func.grad(total)(x).square().sum()
+    with pytest.raises(picard.NotSupportedError, match=r"create_graph=True"):
+        (total(x) + penalty).backward()
+    by_state = x.clone().requires_grad_()
+    net.requires_grad_(False)
+    (found,) = torch.autograd.grad(torch.func.grad(total)(by_state).square().sum(), by_state)
+    (gradient,) = torch.autograd.grad(total(by_state), by_state, create_graph=True)
+    torch.testing.assert_close(found, torch.autograd.grad(gradient.square().sum(), by_state)[0])
 
 
 def test_a_jacobian_by_torch_func_with_parameters_that_ask_for_a_gradient() -> None:
