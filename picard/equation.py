@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
-from picard.noted import noted
+from picard.noted import NOTED, note
 from picard.problem import check_callable
 from picard.stepped import Diffusion, Field
 
@@ -60,15 +60,21 @@ def functions_of(sde: Any, names: Mapping[str, str]) -> tuple[Field, Diffusion]:
             check_callable(f"sde.{name}", function, "t, y")
 
     def evaluate(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        with noted({"t": t, "y": y}):
+        try:
             first, second = both(t, y) if both is not None else (drift(t, y), diffusion(t, y))
+        except NOTED as error:
+            note(error, {"t": t, "y": y})
+            raise
         return _typed(first, y), _typed(second, y)
 
     def alone(t: Tensor, y: Tensor) -> Tensor:
         if diffusion is None:
             return evaluate(t, y)[1]
-        with noted({"t": t, "y": y}):
+        try:
             return _typed(diffusion(t, y), y)
+        except NOTED as error:
+            note(error, {"t": t, "y": y})
+            raise
 
     return evaluate, alone
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
@@ -12,25 +12,21 @@ from picard.errors import PicardError, holds_tensors
 from picard.memory import out_of_memory
 
 _START = "picard called this"
-_KINDS = (RuntimeError, IndexError, ValueError, TypeError)  # what a function raises that expects other shapes
+NOTED = (RuntimeError, IndexError, ValueError, TypeError)  # what a function raises that expects other shapes
 
 
-@contextmanager
-def noted(called: Mapping[str, Any], cond: Mapping[str, Any] | None = None) -> Iterator[None]:
+def note(error: Exception, called: Mapping[str, Any], cond: Mapping[str, Any] | None = None) -> None:
     """Note on an error of a model what it was called with and what to write; the error itself stays as it is.
 
     Args:
+        error: one of those `NOTED`. A context manager would cost every call of a model some microseconds.
         called: time and state, by name, in the order of the arguments; t says by its shape whether they are many rows.
         cond: further arguments.
     """
-    try:
-        yield
-    except _KINDS as error:
-        known = any(note.startswith(_START) for note in getattr(error, "__notes__", ()))
-        if not known and not isinstance(error, PicardError) and not out_of_memory(error):
-            with suppress(Exception):  # the model's error comes first, whatever its class makes of notes
-                error.add_note(_note(called, {} if cond is None else cond))
-        raise
+    known = any(one.startswith(_START) for one in getattr(error, "__notes__", ()))
+    if not known and not isinstance(error, PicardError) and not out_of_memory(error):
+        with suppress(Exception):  # the model's error comes first, whatever its class makes of notes
+            error.add_note(_note(called, {} if cond is None else cond))
 
 
 def _note(called: Mapping[str, Any], cond: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from picard.errors import (
 )
 from picard.grid import Times, check_times
 from picard.interpolate import Readout
-from picard.noted import noted
+from picard.noted import NOTED, note
 from picard.number import check_flags, check_limit, number
 from picard.ode import ODE
 from picard.pack import Pack
@@ -213,8 +213,11 @@ def _drift(func: Callable[..., Any], pack: Pack, *, rows: bool) -> Callable[[Ten
 
     def packed(t: Tensor, x: Tensor) -> Tensor:
         y = pack.unpack(x)
-        with noted({"t": t, "y": y}):
+        try:
             slope = func(t, y)
+        except NOTED as error:
+            note(error, {"t": t, "y": y})
+            raise
         return pack.pack(slope)
 
     return packed if rows else rowwise(packed)

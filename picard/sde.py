@@ -13,7 +13,7 @@ from picard.device import check_data
 from picard.errors import InvalidGridError, InvalidProblemError, check_choice, describe
 from picard.grid import Times, check_times
 from picard.noise import Noise
-from picard.noted import noted
+from picard.noted import NOTED, note
 from picard.problem import Problem, check_callable, check_cond, check_noise, check_state
 from picard.rows import Rows
 
@@ -81,8 +81,11 @@ class SDE:
         if self.noise_type == "scalar":
             return 1
         t = grid[:1].to(self.x0.device).expand(len(self.x0))
-        with noted({"t": t, "x": self.x0}, self.cond):
+        try:
             given: object = self.diffusion(t, self.x0, **self.cond)
+        except NOTED as error:
+            note(error, {"t": t, "x": self.x0}, self.cond)
+            raise
         if not isinstance(given, Tensor) or given.shape[:-1] != self.x0.shape:
             msg = (
                 f"diffusion must return (rows, *state, channels) for {self.noise_type} noise; "
@@ -147,9 +150,12 @@ class AbsorbedSDE(Problem):
     def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Evaluate drift and diffusion."""
         cond, sde = rows.cond.tensors(), self.sde
-        with noted({"t": rows.t, "x": rows.x}, cond):
+        try:
             drift = sde.drift(rows.t, rows.x, **cond)
             diffusion: object = sde.diffusion(rows.t, rows.x, **cond)
+        except NOTED as error:
+            note(error, {"t": rows.t, "x": rows.x}, cond)
+            raise
         shape = tuple(rows.x.shape) if sde.noise_type == "diagonal" else (*rows.x.shape, *self.shape)
         form = (shape, rows.x.dtype, rows.x.device)
         if not isinstance(diffusion, Tensor) or (tuple(diffusion.shape), diffusion.dtype, diffusion.device) != form:
