@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .calls import Call, main_tensor, with_main_tensor
-from .secant import error_of, overlap
+from .calls import Call, main_tensor
+from .secant import error_of, overlap, shifted
 
 logger = logging.getLogger("picard")
 _LIMIT = 1e-3  # how far the pipeline's states may be from these; outputs of the wrong loop are much farther
@@ -48,12 +48,10 @@ class Belief:
         here = call.x[tuple(slice(size) for size in there.shape)]
         self._missed.append(error_of(here, there))
         if self._slopes is not None:
-            value = main_tensor(self.outputs[i]).clone()
-            moved = self._slopes[i] * (here.float() - there.float())
+            value, moved = main_tensor(self.outputs[i]), self._slopes[i] * (here.float() - there.float())
             moved = torch.cat([moved] * (len(value) // len(there)))
             part = overlap(moved, value)
-            value[part] = (value[part] + moved[part]).to(value)
-            self.outputs[i] = with_main_tensor(self.outputs[i], value)
+            self.outputs[i] = shifted(self.outputs[i], part, moved[part])
         return self.outputs[i]
 
     def first_mistake(self) -> int | None:

@@ -43,13 +43,17 @@ class OutputError(Tolerance):
         """Return the largest change, relative to the state, that may be rounding."""
         return min(_NOISE * self.eps, _COARSE * self.eps**0.5)
 
+    def coarser(self, dtype: torch.dtype) -> bool:
+        """Say whether the model rounds by more than a dtype, that of the states."""
+        return self.eps > torch.finfo(dtype).eps
+
     def bound(self, candidates: Candidates) -> Tensor:
         """Return the share of the yardstick, which is what a step makes of an output of size one."""
         size, effect = candidates.size, candidates.yardstick
         bound = _SHARE * self.relative * (size if effect is None else effect)
         late = torch.maximum(bound, self.rounding * size)
-        coarse = self.eps > torch.finfo(size.dtype).eps  # otherwise the solver allows for as much itself
-        soon = torch.maximum(bound, self.eps * size) if coarse else bound
+        # Otherwise the solver allows for as much itself.
+        soon = torch.maximum(bound, self.eps * size) if self.coarser(size.dtype) else bound
         return torch.where(candidates.age >= _PATIENCE, late, soon)
 
 

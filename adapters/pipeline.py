@@ -158,7 +158,7 @@ class Parallel:
                 replay.start_from(*scout.first)
         else:
             replay.believe(belief)
-            count(replay.stats, planned, solution, options.tolerance)
+            count(replay.stats, planned, solution, options)
         finally:
             turn.player = replay
 

@@ -93,7 +93,8 @@ class Planned:
         self._most = sys.maxsize if options.max_rows is None else max(1, options.max_rows // each)
         method = Weighed(self._problem.trace.plan, self._problem.trace.w)
         effect, errors = method.effect.to(self._inputs), [self._inputs.new_zeros(())]
-        rule, coarse = OutputError(options.tolerance, self._eps), self._eps > torch.finfo(self._inputs.dtype).eps
+        rule = OutputError(options.tolerance, self._eps)
+        coarse = rule.coarser(self._inputs.dtype)
         rounding = rule.rounding if coarse else 0.0
 
         def note(info: RoundInfo) -> None:
@@ -161,11 +162,11 @@ class Planned:
         return self._guidance.combine(parts, node)
 
 
-def count(stats: Stats, planned: Planned, solution: Solution, tolerance: float) -> None:
+def count(stats: Stats, planned: Planned, solution: Solution, options: Any) -> None:
     """Add what a solve cost to the statistics of a call."""
     stats.mode = "plan"
-    if planned.residual > tolerance:  # since the model rounds
-        stats.stall(tolerance, planned.residual)
+    if planned.residual > options.tolerance:  # since the model rounds
+        stats.stall(options.tolerance, planned.residual, asked=options.asked)
     stats.rounds += solution.stats.rounds - planned.spared
     stats.evaluations += planned.evaluations
     stats.residual = planned.residual

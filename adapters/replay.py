@@ -56,7 +56,8 @@ class Replay:
         self.final: list[Any] = []
         self.total: int | None = None
         self.steps = self.index = 0
-        self.stats, self._started = Stats("replay", window=window, _asked=asked), time.perf_counter()
+        self.stats, self._started = Stats("replay", window=window), time.perf_counter()
+        self._asked = asked
         self._known: dict[int, Node] = {}
         self._pass: dict[int, tuple[Call, Any]] = {}
         self._phase = 0
@@ -242,5 +243,5 @@ class Replay:
         if self.tolerance < rounding:  # what half precision rounds is no longer small beside it
             rounding = ULPS * min(eps, torch.finfo(torch.float32).eps)
         if (right or still) and error > self.tolerance + rounding:
-            self.stats.stall(self.tolerance, error)
+            self.stats.stall(self.tolerance, error, asked=self._asked)
         return right or still

@@ -13,7 +13,7 @@ from picard.device import check_data
 from picard.errors import InvalidProblemError, describe
 from picard.grid import Levels
 from picard.noise import Noise
-from picard.noted import NOTED, note
+from picard.noted import called
 from picard.plan import Plan
 from picard.problem import Problem
 from picard.rows import Rows
@@ -103,12 +103,8 @@ class Scheduled(Problem):
 
     def output(self, rows: Rows) -> Tensor:
         """Evaluate the model."""
-        x, cond = rows.x.to(self.start.dtype), rows.cond.tensors()
-        try:
-            output = unwrap(self.model(x, rows.t, **cond))
-        except NOTED as error:
-            note(error, {"x": x, "t": rows.t}, cond)
-            raise
+        given = {"x": rows.x.to(self.start.dtype), "t": rows.t}
+        output = unwrap(called(self.model, given, rows.cond.tensors()))
         if output.shape != rows.x.shape or not output.is_floating_point():
             msg = (
                 f"the model must return a floating tensor shaped as its input {tuple(rows.x.shape)}; it returned "

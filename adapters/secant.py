@@ -39,10 +39,8 @@ class Node:
         """Correct the output for the change of its input."""
         value = main_tensor(self.output)
         part = overlap(call.x, value)
-        corrected = value.clone()
         slope = self.slope.reshape(-1, *[1] * (value.ndim - 1))
-        corrected[part] += (slope * (call.x[part] - self.call.x[part])).to(value)
-        return with_main_tensor(self.output, corrected)
+        return shifted(self.output, part, (slope * (call.x[part] - self.call.x[part])).to(value))
 
 
 def learn(
@@ -115,6 +113,13 @@ def overlap(x: Tensor, output: Tensor) -> tuple[slice, ...]:
     if x.ndim != output.ndim:
         return (slice(0, 0),) * output.ndim
     return tuple(slice(0, min(a, b)) for a, b in zip(x.shape, output.shape, strict=True))
+
+
+def shifted(output: Any, part: tuple[slice, ...], by: Tensor) -> Any:
+    """Add something to a part of an output's prediction."""
+    value = main_tensor(output).clone()
+    value[part] = (value[part] + by).to(value)
+    return with_main_tensor(output, value)
 
 
 def error_of(given: Tensor, right: Tensor) -> Tensor:

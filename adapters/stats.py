@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 logger = logging.getLogger("picard")
@@ -41,18 +41,17 @@ class Stats:
     residual: float = 0.0
     seconds: float = 0.0
     reason: str = ""
-    _asked: bool = field(default=True, repr=False, compare=False)  # whether the tolerance was: the default may be below
 
     @property
     def speedup_bound(self) -> float:
         """Sequential calls per round, which is the speed-up if a batched call costs no more than a single one."""
         return self.sequential_evaluations / max(self.rounds, 1)
 
-    def stall(self, tolerance: float, error: float) -> None:
+    def stall(self, tolerance: float, error: float, *, asked: bool) -> None:
         """Note that refining stopped at the rounding noise of the model, and warn of it once if more was asked for."""
         if not self.stalled:
             logger.log(
-                logging.WARNING if self._asked else logging.INFO,
+                logging.WARNING if asked else logging.INFO,
                 "the tolerance %g is below the rounding noise of the model (about %.1e): refining stops there",
                 tolerance,
                 error,

@@ -14,7 +14,7 @@ from picard.convert import FromPrediction, Prediction
 from picard.device import check_data
 from picard.errors import InvalidProblemError, NotSupportedError, check_choice, describe
 from picard.guidance import Guidance
-from picard.noted import NOTED, note
+from picard.noted import called
 from picard.number import keep_numbers, one_number, share
 from picard.problem import check_callable
 from picard.schedule import Schedule
@@ -143,11 +143,7 @@ class Denoiser:
         return self.guidance.combine(halves[0], halves[1])
 
     def _call(self, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
-        try:
-            output: object = self.model(x, t, **cond)
-        except NOTED as error:
-            note(error, {"x": x, "t": t}, cond)
-            raise
+        output: object = called(self.model, {"x": x, "t": t}, cond)
         fix = "unpack outputs such as `.sample`, and drop learned variance channels, in a small wrapper"
         if isinstance(output, Tensor):
             if output.is_floating_point() and output.shape == x.shape and output.device == x.device:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from picard.errors import InvalidProblemError, NotSupportedError, close_match, describe
-from picard.noted import NOTED, note
+from picard.noted import called
 from picard.problem import check_callable
 from picard.stepped import Diffusion, Field
 
@@ -60,21 +60,12 @@ def functions_of(sde: Any, names: Mapping[str, str]) -> tuple[Field, Diffusion]:
             check_callable(f"sde.{name}", function, "t, y")
 
     def evaluate(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        try:
-            first, second = both(t, y) if both is not None else (drift(t, y), diffusion(t, y))
-        except NOTED as error:
-            note(error, {"t": t, "y": y})
-            raise
+        given = {"t": t, "y": y}
+        first, second = called(both, given) if both is not None else (called(drift, given), called(diffusion, given))
         return _typed(first, y), _typed(second, y)
 
     def alone(t: Tensor, y: Tensor) -> Tensor:
-        if diffusion is None:
-            return evaluate(t, y)[1]
-        try:
-            return _typed(diffusion(t, y), y)
-        except NOTED as error:
-            note(error, {"t": t, "y": y})
-            raise
+        return evaluate(t, y)[1] if diffusion is None else _typed(called(diffusion, {"t": t, "y": y}), y)
 
     return evaluate, alone
 

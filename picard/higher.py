@@ -107,8 +107,8 @@ class Gradient:
             create_graph: whether the gradient will be differentiated.
         """
         arguments, by = given[: self.arguments], given[self.arguments :]
-        pairs = [(out, one) for out, one in zip(self.function(*arguments), by, strict=True) if one is not None]
-        pairs = [(out, one) for out, one in pairs if out is not None and out.requires_grad]
+        found = zip(self.function(*arguments), by, strict=True)
+        pairs = [(out, one) for out, one in found if out is not None and one is not None and out.requires_grad]
         inputs = [*arguments, *self.leaves.tensors]
         there = [one for one in inputs if one is not None]
         if not pairs:
@@ -117,8 +117,8 @@ class Gradient:
         with unhooked(self.leaves.tensors):
             # What tensors in closures were made of may be asked for later.
             more: dict[str, Any] = {"create_graph": create_graph, "retain_graph": True, "allow_unused": True}
-            found = iter(torch.autograd.grad(results, there, by, **more))
-        return tuple(None if one is None else next(found) for one in inputs)
+            gradients = iter(torch.autograd.grad(results, there, by, **more))
+        return tuple(None if one is None else next(gradients) for one in inputs)
 
 
 class Differentiable(torch.autograd.Function):
@@ -149,7 +149,7 @@ class Differentiable(torch.autograd.Function):
             found = derivative(*stand_ins, create_graph=False)
         if torch.is_grad_enabled():
             found = differentiable(derivative, found, given, originals)
-        return (None, None, *found[: split + len(leaves.tensors)], *[None] * leaves.outside)
+        return (None, None, *found, *[None] * leaves.outside)
 
 
 class AsItWas(torch.autograd.Function):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
 from picard.errors import NotSupportedError
@@ -74,8 +75,6 @@ def _level() -> dual_level:
     Raises:
         NotSupportedError: if that is going on around a solve.
     """
-    from torch.autograd import forward_ad
-
     if forward_ad._current_level >= 0:
         msg = (
             "linearization='newton' differentiates forwards, which PyTorch does not do within jvp, jacfwd or a "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -12,21 +12,28 @@ from picard.errors import PicardError, holds_tensors
 from picard.memory import out_of_memory
 
 _START = "picard called this"
-NOTED = (RuntimeError, IndexError, ValueError, TypeError)  # what a function raises that expects other shapes
+_KINDS = (RuntimeError, IndexError, ValueError, TypeError)  # what a function raises that expects other shapes
 
 
-def note(error: Exception, called: Mapping[str, Any], cond: Mapping[str, Any] | None = None) -> None:
-    """Note on an error of a model what it was called with and what to write; the error itself stays as it is.
+def called(function: Callable[..., Any], given: Mapping[str, Any], cond: Mapping[str, Any] | None = None) -> Any:
+    """Call a model; note on an error of its own what it was called with and what to write.
+
+    The error itself stays as it is.
 
     Args:
-        error: one of those `NOTED`. A context manager would cost every call of a model some microseconds.
-        called: time and state, by name, in the order of the arguments; t says by its shape whether they are many rows.
-        cond: further arguments.
+        function: the model.
+        given: time and state, by name, in the order of the arguments; t says by its shape whether they are many rows.
+        cond: further arguments, by name.
     """
-    known = any(one.startswith(_START) for one in getattr(error, "__notes__", ()))
-    if not known and not isinstance(error, PicardError) and not out_of_memory(error):
-        with suppress(Exception):  # the model's error comes first, whatever its class makes of notes
-            error.add_note(_note(called, {} if cond is None else cond))
+    further = {} if cond is None else cond
+    try:
+        return function(*given.values(), **further)
+    except _KINDS as error:
+        known = any(one.startswith(_START) for one in getattr(error, "__notes__", ()))
+        if not known and not isinstance(error, PicardError) and not out_of_memory(error):
+            with suppress(Exception):  # the model's error comes first, whatever its class makes of notes
+                error.add_note(_note(given, further))
+        raise
 
 
 def _note(called: Mapping[str, Any], cond: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from picard.grid import Times, check_times
 from picard.noise import Noise
-from picard.noted import NOTED, note
+from picard.noted import called
 from picard.problem import Problem, check_callable, check_cond, check_state
 from picard.rows import Rows
 
@@ -63,9 +63,4 @@ class ODE(Problem):
 
     def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Evaluate the drift."""
-        cond = rows.cond.tensors()
-        try:
-            return self.drift(rows.t, rows.x, **cond), None
-        except NOTED as error:
-            note(error, {"t": rows.t, "x": rows.x}, cond)
-            raise
+        return called(self.drift, {"t": rows.t, "x": rows.x}, rows.cond.tensors()), None

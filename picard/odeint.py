@@ -24,7 +24,7 @@ from picard.errors import (
 )
 from picard.grid import Times, check_times
 from picard.interpolate import Readout
-from picard.noted import NOTED, note
+from picard.noted import called
 from picard.number import check_flags, check_limit, number
 from picard.ode import ODE
 from picard.pack import Pack
@@ -212,12 +212,6 @@ def _drift(func: Callable[..., Any], pack: Pack, *, rows: bool) -> Callable[[Ten
     """Make a drift of packed rows."""
 
     def packed(t: Tensor, x: Tensor) -> Tensor:
-        y = pack.unpack(x)
-        try:
-            slope = func(t, y)
-        except NOTED as error:
-            note(error, {"t": t, "y": y})
-            raise
-        return pack.pack(slope)
+        return pack.pack(called(func, {"t": t, "y": pack.unpack(x)}))
 
     return packed if rows else rowwise(packed)

@@ -11,7 +11,7 @@ from torch import Tensor
 from picard.conditioning import map_tensors
 from picard.errors import InvalidProblemError, NotSupportedError, describe
 from picard.memory import out_of_memory
-from picard.noted import NOTED, note
+from picard.noted import called
 
 
 class Rowwise:
@@ -68,11 +68,7 @@ class Rowwise:
 
     def _first(self, t: Tensor, x: Any, cond: Mapping[str, Any]) -> Any:
         x, cond = map_tensors((x, cond), lambda value: value[0])
-        try:
-            return self.func(t[0], x, **cond)
-        except NOTED as error:
-            note(error, {"t": t[0], "y": x}, cond)
-            raise
+        return called(self.func, {"t": t[0], "y": x}, cond)
 
     def __repr__(self) -> str:
         """Name the function."""

@@ -13,7 +13,7 @@ from picard.device import check_data
 from picard.errors import InvalidGridError, InvalidProblemError, check_choice, describe
 from picard.grid import Times, check_times
 from picard.noise import Noise
-from picard.noted import NOTED, note
+from picard.noted import called
 from picard.problem import Problem, check_callable, check_cond, check_noise, check_state
 from picard.rows import Rows
 
@@ -81,11 +81,7 @@ class SDE:
         if self.noise_type == "scalar":
             return 1
         t = grid[:1].to(self.x0.device).expand(len(self.x0))
-        try:
-            given: object = self.diffusion(t, self.x0, **self.cond)
-        except NOTED as error:
-            note(error, {"t": t, "x": self.x0}, self.cond)
-            raise
+        given: object = called(self.diffusion, {"t": t, "x": self.x0}, self.cond)
         if not isinstance(given, Tensor) or given.shape[:-1] != self.x0.shape:
             msg = (
                 f"diffusion must return (rows, *state, channels) for {self.noise_type} noise; "
@@ -149,13 +145,9 @@ class AbsorbedSDE(Problem):
 
     def field(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Evaluate drift and diffusion."""
-        cond, sde = rows.cond.tensors(), self.sde
-        try:
-            drift = sde.drift(rows.t, rows.x, **cond)
-            diffusion: object = sde.diffusion(rows.t, rows.x, **cond)
-        except NOTED as error:
-            note(error, {"t": rows.t, "x": rows.x}, cond)
-            raise
+        given, cond, sde = {"t": rows.t, "x": rows.x}, rows.cond.tensors(), self.sde
+        drift = called(sde.drift, given, cond)
+        diffusion: object = called(sde.diffusion, given, cond)
         shape = tuple(rows.x.shape) if sde.noise_type == "diagonal" else (*rows.x.shape, *self.shape)
         form = (shape, rows.x.dtype, rows.x.device)
         if not isinstance(diffusion, Tensor) or (tuple(diffusion.shape), diffusion.dtype, diffusion.device) != form:

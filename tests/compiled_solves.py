@@ -143,8 +143,8 @@ COUNTS = {"windows": made}
 if __name__ == "__main__":
     torch.set_num_threads(1)
     backend, *chosen = sys.argv[1:]
+    ways: dict[str, Callable[[str], Any]] = {**OTHERS, **COUNTS}
     found = {
-        name: {**OTHERS, **COUNTS}[name](backend) if name in {*OTHERS, *COUNTS} else compare(name, backend)
-        for name in chosen or (*CASES, *OTHERS)
+        name: ways[name](backend) if name in ways else compare(name, backend) for name in chosen or (*CASES, *OTHERS)
     }
     sys.stdout.write(json.dumps(found) + "\n")
